@@ -1,0 +1,89 @@
+//! Closing a branch: everything durable, logs short.
+
+use super::{Branch, BranchError, OpenMode};
+
+/// A journal larger than this is turned into an index at unmount, so that the next mount does not
+/// replay it. Smaller ones stay: sealing at every unmount would make chains deep for nothing.
+const JOURNAL_REPLAY_BYTES_MAX: u64 = 4 << 20;
+
+/// What a branch holds and does, for `cowfs status`.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct BranchStats {
+    /// Forks and seals since the branch was opened.
+    pub generation: u64,
+    /// Layers below the open one.
+    pub depth: u32,
+    /// Indexes and frozen layers that a lookup may visit.
+    pub parts: usize,
+    /// Sealed layers that wait for their index.
+    pub frozen: usize,
+    /// Files of which the open layer owns something.
+    pub open_files: usize,
+    /// Names that the open layer changed.
+    pub open_names: usize,
+    /// Bytes of the open layer's journal.
+    pub journal_bytes: u64,
+    /// Bytes of its volatile log.
+    pub volatile_bytes: u64,
+    /// Bytes of pages that the open layer owns (private files count in full).
+    pub owned_bytes: u64,
+}
+
+impl Branch {
+    /// Syncs everything, finalizes what is frozen, and ends the background thread.
+    ///
+    /// The caller has made sure that no request is running any more.
+    pub fn close(&self) -> Result<(), BranchError> {
+        self.background.stop();
+        if self.mode == OpenMode::ReadOnly {
+            return Ok(());
+        }
+        let open = self.view().open.clone();
+        let _durable = open.sync_all()?;
+        let _durable = open.reap()?;
+        if open.log.sizes().0 > JOURNAL_REPLAY_BYTES_MAX {
+            self.seal()?;
+        }
+        self.finalize_frozen()?;
+        let open = self.view().open.clone();
+        let _durable = open.sync_all()?;
+        open.log.discard_volatile().map_err(|source| BranchError::Host {
+            what: "removing the volatile log of",
+            path: self.data.layer_dir(open.id),
+            source,
+        })
+    }
+
+    /// Ends the background thread and nothing else, as if the process had been killed: for tests
+    /// of recovery.
+    pub fn abandon(&self) {
+        self.background.stop();
+    }
+
+    /// What the branch holds at the moment.
+    pub fn stats(&self) -> BranchStats {
+        let view = self.view();
+        let (open_files, open_names, _) = view.open.counts();
+        let (journal_bytes, volatile_bytes) = view.open.log.sizes();
+        let owned_bytes = view
+            .open
+            .all_files()
+            .iter()
+            .map(|file| {
+                let own = file.ownership.read();
+                if own.private { own.size } else { own.present.count() * 4096 }
+            })
+            .sum();
+        BranchStats {
+            generation: view.generation,
+            depth: view.open_depth,
+            parts: view.frozen.len() + view.sealed.len(),
+            frozen: view.frozen.len(),
+            open_files,
+            open_names,
+            journal_bytes,
+            volatile_bytes,
+            owned_bytes,
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Finalizing: a frozen layer's data is synced and its logs become an index.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use parking_lot::{Condvar, Mutex};
+
+use super::view::{SealedPart, View};
+use super::{Branch, BranchError, merge};
+use crate::format::index::{FileLayout, IndexBuilder, IndexMeta};
+use crate::format::{FileKind, Ino};
+use crate::layer::LayerError;
+use crate::layer::data_files::DataFiles;
+use crate::layer::open::OpenLayer;
+use crate::layer::sealed::{IndexFile, open_index};
+use crate::layer::sync::Durable;
+
+/// How often the background thread looks around when nobody wakes it.
+const TICK: Duration = Duration::from_secs(1);
+/// Names and inodes become durable after this long without an fsync (as on ext4).
+const NAMES_SYNC_EVERY: Duration = Duration::from_secs(5);
+/// Logs larger than this are turned into an index by sealing the open layer.
+const LOG_BYTES_MAX: u64 = 256 << 20;
+
+/// The background thread of a branch.
+#[derive(Default)]
+pub struct Background {
+    state: Mutex<Wanted>,
+    changed: Condvar,
+    /// One finalization at a time within the process.
+    turn: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Wanted {
+    work: bool,
+    stop: bool,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Background {
+    /// Starts the thread of `branch`.
+    pub fn start(branch: &Arc<Branch>) {
+        let weak = Arc::downgrade(branch);
+        let spawned = std::thread::Builder::new()
+            .name("cowfs-finalize".to_owned())
+            .spawn(move || run(&weak));
+        match spawned {
+            Ok(thread) => branch.background.state.lock().thread = Some(thread),
+            Err(error) => tracing::error!(%error, "no background thread: layers are finalized at unmount"),
+        }
+        branch.background.wake();
+    }
+
+    /// Has the thread look for work now.
+    pub fn wake(&self) {
+        self.state.lock().work = true;
+        self.changed.notify_all();
+    }
+
+    /// Ends the thread and waits for it.
+    pub fn stop(&self) {
+        let thread = {
+            let mut state = self.state.lock();
+            state.stop = true;
+            state.thread.take()
+        };
+        self.changed.notify_all();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A panic aborts the process, so there is no other outcome to look at.
+            let _ = thread.join();
+        }
+    }
+
+    /// Waits for work; false when the thread shall end.
+    fn next(&self) -> bool {
+        let mut state = self.state.lock();
+        if !state.work && !state.stop {
+            self.changed.wait_for(&mut state, TICK);
+        }
+        state.work = false;
+        !state.stop
+    }
+}
+
+fn run(weak: &Weak<Branch>) {
+    let mut names_synced = Instant::now();
+    loop {
+        let Some(branch) = weak.upgrade() else { return };
+        if !branch.background.next() {
+            return;
+        }
+        if let Err(error) = branch.finalize_frozen() {
+            tracing::error!(%error, "finalizing a layer failed; it stays readable from its logs");
+        }
+        if let Err(error) = branch.tend_open_layer(&mut names_synced) {
+            tracing::error!(%error, "background sync failed");
+        }
+    }
+}
+
+impl Branch {
+    fn tend_open_layer(&self, names_synced: &mut Instant) -> Result<(), BranchError> {
+        let open = self.view().open.clone();
+        if open.has_doomed() {
+            let _durable = open.reap()?;
+        }
+        if names_synced.elapsed() >= NAMES_SYNC_EVERY {
+            *names_synced = Instant::now();
+            let _durable = open.sync_names()?;
+        }
+        let (journal, volatile) = open.log.sizes();
+        if journal.max(volatile) > LOG_BYTES_MAX {
+            self.seal()?;
+        }
+        Ok(())
+    }
+
+    /// Finalizes every frozen layer, the oldest first.
+    pub fn finalize_frozen(&self) -> Result<(), BranchError> {
+        while let Some(oldest) = self.view().frozen.last().cloned() {
+            self.finalize_layer(&oldest)?;
+        }
+        Ok(())
+    }
+
+    /// Makes durable what `ino` inherits from layers that are not finalized: for a layer that this
+    /// process froze, the file alone; for one of another process, the layer.
+    pub fn sync_inherited(&self, view: &View, ino: Option<Ino>) -> Result<Durable, BranchError> {
+        for layer in view.frozen.iter().rev() {
+            if layer.foreign {
+                self.finalize_layer(layer)?;
+                continue;
+            }
+            if let Some(ino) = ino {
+                let _durable = layer.sync_file(ino)?;
+            }
+            let _durable = layer.sync_names()?;
+        }
+        Ok(Durable::sealed())
+    }
+
+    /// Finalizes `layer` (and older ones first), unless somebody has done so.
+    fn finalize_layer(&self, layer: &Arc<OpenLayer>) -> Result<(), BranchError> {
+        let _turn = self.background.turn.lock();
+        let view = self.view();
+        let Some(position) = view.frozen.iter().position(|f| Arc::ptr_eq(f, layer)) else {
+            return Ok(());
+        };
+        // Oldest first; a fork meanwhile only adds newer ones in front.
+        for _ in position..view.frozen.len() {
+            self.finalize_oldest(&self.view())?;
+        }
+        Ok(())
+    }
+
+    fn finalize_oldest(&self, view: &Arc<View>) -> Result<(), BranchError> {
+        let Some(layer) = view.frozen.last().cloned() else { return Ok(()) };
+        let position = view.frozen.len() - 1;
+        let depth = layer.depth;
+        let part = if layer.is_empty() {
+            None
+        } else {
+            Some(self.index_of(view, position, &layer)?)
+        };
+        self.swap_in(&layer, part);
+        layer.log.retire();
+        let dir = self.data.layer_dir(layer.id);
+        for name in ["journal", "volatile"] {
+            let removed = self.data.storage.remove_file(&dir.join(name));
+            removed.map_err(host_error("removing", &dir.join(name)))?;
+        }
+        merge::merge_below(self, depth)
+    }
+
+    /// The durable index of a frozen layer, written now unless another process has written it.
+    fn index_of(
+        &self,
+        view: &View,
+        position: usize,
+        layer: &OpenLayer,
+    ) -> Result<SealedPart, BranchError> {
+        let dir = self.data.layer_dir(layer.id);
+        let _lock = finalize_lock(&dir)?;
+        let which = IndexFile::Own;
+        if open_index(&self.data, layer.id, which)?.is_none() {
+            sync_contents(layer, &self.data)?;
+            let builder = self.build_index(view, position, layer)?;
+            write_index(builder, &dir, "index")?;
+        }
+        let index = open_index(&self.data, layer.id, which)?
+            .ok_or(BranchError::LayerMissing { layer: layer.id })?;
+        Ok(SealedPart { layer: layer.id, which, index })
+    }
+
+    fn build_index(
+        &self,
+        view: &View,
+        position: usize,
+        layer: &OpenLayer,
+    ) -> Result<IndexBuilder, BranchError> {
+        // Any number above every inode of the layer will do; the branch's own is at hand.
+        let next_ino = Ino(self.next_ino.load(std::sync::atomic::Ordering::Relaxed));
+        let meta = IndexMeta { layer: layer.id, lowest_depth: layer.depth, depth: layer.depth, next_ino };
+        let mut builder = IndexBuilder::new(meta);
+        layer.for_each_name(|dir, name, target| builder.dirent(dir, name, target));
+        let mut inos = BTreeSet::new();
+        layer.for_each_inode(|record| {
+            inos.insert(record.ino);
+        });
+        inos.extend(layer.all_files().iter().map(|file| file.ino));
+        for ino in inos {
+            // Position 0 of the in-memory layers is the open one.
+            let Some(record) = view.inode_below(ino, position + 1)? else { continue };
+            if record.nlink == 0 {
+                continue;
+            }
+            let layout = layer.file(ino).map(|file| file.layout());
+            let layout =
+                layout.map(|(private, floor, runs)| FileLayout { private, floor, runs });
+            debug_assert!(layout.is_none() || record.kind == FileKind::Regular);
+            builder.inode(record, layout);
+        }
+        Ok(builder)
+    }
+
+    /// Replaces the oldest frozen layer by its index; what the stack says does not change.
+    fn swap_in(&self, layer: &Arc<OpenLayer>, part: Option<SealedPart>) {
+        self.replace_view(|old| View {
+            generation: old.generation,
+            open: old.open.clone(),
+            open_parent: old.open_parent,
+            open_depth: old.open_depth,
+            frozen: old.frozen.iter().filter(|f| !Arc::ptr_eq(f, layer)).cloned().collect(),
+            sealed: match part {
+                Some(part) => {
+                    Arc::new(std::iter::once(part).chain(old.sealed.iter().cloned()).collect())
+                }
+                None => old.sealed.clone(),
+            },
+            data: old.data.clone(),
+        });
+    }
+
+    /// Replaces the newest finalized parts down to `lowest_depth` by one merged index.
+    pub(super) fn swap_merged(&self, part: SealedPart) {
+        let lowest = part.index.meta().lowest_depth;
+        let depth = part.index.meta().depth;
+        self.replace_view(|old| {
+            let mut sealed = Vec::with_capacity(old.sealed.len());
+            let mut placed = false;
+            for existing in old.sealed.iter() {
+                let meta = existing.index.meta();
+                if meta.depth > depth || meta.lowest_depth < lowest {
+                    sealed.push(existing.clone());
+                } else if !placed {
+                    sealed.push(part.clone());
+                    placed = true;
+                }
+            }
+            View {
+                generation: old.generation,
+                open: old.open.clone(),
+                open_parent: old.open_parent,
+                open_depth: old.open_depth,
+                frozen: old.frozen.clone(),
+                sealed: Arc::new(sealed),
+                data: old.data.clone(),
+            }
+        });
+    }
+}
+
+/// Makes every byte of a frozen layer durable before an index claims it.
+fn sync_contents(layer: &OpenLayer, data: &DataFiles) -> Result<(), BranchError> {
+    if !layer.foreign {
+        let _durable = layer.sync_all()?;
+        return Ok(());
+    }
+    // The journal belongs to another process; the index will take its place, so only data counts.
+    for file in layer.all_files() {
+        let sync = || -> io::Result<()> {
+            if let Some(host) = file.existing_host(data)? {
+                host.sync_data()?;
+                data.sync_entry(layer.id, file.ino)?;
+            }
+            Ok(())
+        };
+        sync().map_err(|source| LayerError::Host {
+            layer: layer.id,
+            what: "syncing a data file",
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn host_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BranchError + use<> {
+    let path = path.to_owned();
+    move |source| BranchError::Host { what, path, source }
+}
+
+/// Waits for the right to finalize the layer in `dir`.
+fn finalize_lock(dir: &Path) -> Result<Flock<File>, BranchError> {
+    let path = dir.join("finalize.lock");
+    std::fs::create_dir_all(dir).map_err(host_error("creating", dir))?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(host_error("opening", &path))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| host_error("locking", &path)(errno.into()))
+}
+
+/// Writes an index file so that it is either absent or complete and durable.
+pub(super) fn write_index(
+    builder: IndexBuilder,
+    dir: &Path,
+    name: &str,
+) -> Result<(), BranchError> {
+    let (temporary, path) = (dir.join(format!("{name}.tmp")), dir.join(name));
+    let write = || -> io::Result<()> {
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        builder.write(&mut out)?;
+        out.flush()?;
+        out.get_ref().sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(host_error("writing", &path))
+}

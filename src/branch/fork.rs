@@ -1,0 +1,243 @@
+//! Fork: a new branch from the state of another at one instant, in constant time.
+//!
+//! The steps and what a crash after each of them leaves are in docs/ARCHITECTURE.md.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::open::{boot_id, data_files, first_use, write_root};
+use super::view::View;
+use super::{Branch, BranchError, OpenMode};
+use crate::catalog::{
+    BranchLock, BranchName, BranchRow, ForkPlan, NewBranch, NewLayer, SealPlan, Store,
+};
+use crate::format::journal::Record;
+use crate::format::{FileKind, Ino, InodeRecord, LayerId, Timestamp};
+use crate::layer::open::OpenLayer;
+use crate::layer::replay;
+
+/// How long a fork took, by part.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ForkReport {
+    /// The new branch.
+    pub child: BranchRow,
+    /// Microseconds that changing requests of the parent were held up.
+    pub gate_us: u64,
+    /// Microseconds of the catalog's durable commit.
+    pub commit_us: u64,
+    /// Microseconds in all.
+    pub total_us: u64,
+}
+
+/// Who asks, for the operation log.
+#[derive(Clone, Debug)]
+pub struct Requester {
+    /// User id.
+    pub uid: u32,
+    /// The command as typed.
+    pub command: String,
+}
+
+/// A random layer id: 48 bits, never 0. A collision is refused by the catalog's primary key.
+pub fn random_layer_id() -> io::Result<LayerId> {
+    let mut bytes = [0; 8];
+    io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(LayerId((u64::from_le_bytes(bytes) & 0xffff_ffff_ffff).max(1)))
+}
+
+fn new_layer_id() -> Result<LayerId, BranchError> {
+    random_layer_id().map_err(|source| BranchError::Host {
+        what: "reading",
+        path: "/dev/urandom".into(),
+        source,
+    })
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The plan for a fork of `parent` whose open layer is `open`.
+fn plan(
+    parent: &BranchRow,
+    open: LayerId,
+    open_parent: Option<LayerId>,
+    seal: bool,
+    child: NewBranch,
+) -> Result<ForkPlan, BranchError> {
+    let seal = seal
+        .then(|| new_layer_id().map(|parent_next| SealPlan { open, parent_next }))
+        .transpose()?;
+    let child_base = if seal.is_some() { Some(open) } else { open_parent };
+    Ok(ForkPlan { parent: parent.id, child, seal, child_base, child_head: new_layer_id()? })
+}
+
+impl Branch {
+    /// Forks this (served, perhaps busy) branch.
+    pub fn fork(&self, name: BranchName, by: &Requester) -> Result<ForkReport, BranchError> {
+        let start = Instant::now();
+        let _turn = self.fork_turn.lock();
+        let view = self.view();
+        let seal = !view.open.is_empty();
+        if seal && self.mode == OpenMode::ReadOnly {
+            return Err(BranchError::ReadOnly { name: self.row.name.to_string() });
+        }
+        let child = NewBranch {
+            name,
+            origin: format!("fork:{}", self.row.name),
+            uid: by.uid,
+            command: by.command.clone(),
+        };
+        let plan = plan(&self.row, view.open.id, view.open_parent, seal, child)?;
+        let next = plan.seal.as_ref().map(|seal| seal.parent_next);
+        drop(view);
+        let commit_start = Instant::now();
+        let (row, child_lock) = self.commit_fork(plan)?;
+        let commit_us = micros(commit_start.elapsed());
+        let gate_start = Instant::now();
+        if let Some(next) = next {
+            self.swap_open(next);
+        }
+        let gate_us = micros(gate_start.elapsed());
+        // The child may be served from here on: what it stands on does not change any more.
+        drop(child_lock);
+        self.background.wake();
+        Ok(ForkReport { child: row, gate_us, commit_us, total_us: micros(start.elapsed()) })
+    }
+
+    fn commit_fork(&self, plan: ForkPlan) -> Result<(BranchRow, Option<BranchLock>), BranchError> {
+        let mut child_lock = None;
+        let row = self.store.catalog.fork(&plan, &mut |id| {
+            child_lock = Some(self.store.lock_branch(id).map_err(io::Error::other)?);
+            Ok(())
+        })?;
+        Ok((row, child_lock))
+    }
+
+    /// The instant of the fork: the open layer freezes, `next` takes its place.
+    fn swap_open(&self, next: LayerId) {
+        // Forks and seals take turns, so the depth cannot change before the gate is held.
+        let depth = self.view().open_depth + 1;
+        let first_use = first_use(&self.store, next);
+        let open = OpenLayer::empty((next, depth), self.data.clone(), self.boot_id, first_use);
+        let _gate = self.gate.write();
+        self.replace_view(|old| {
+            let frozen = std::iter::once(old.open.clone()).chain(old.frozen.iter().cloned());
+            View {
+                generation: old.generation + 1,
+                open: Arc::new(open),
+                open_parent: Some(old.open.id),
+                open_depth: depth,
+                frozen: frozen.collect(),
+                sealed: old.sealed.clone(),
+                data: old.data.clone(),
+            }
+        });
+    }
+
+    /// Seals the open layer without a fork, so that its logs can go once its index is written.
+    ///
+    /// Returns whether there was anything to seal.
+    pub fn seal(&self) -> Result<bool, BranchError> {
+        let _turn = self.fork_turn.lock();
+        let view = self.view();
+        if view.open.is_empty() || self.mode == OpenMode::ReadOnly {
+            return Ok(false);
+        }
+        let next = new_layer_id()?;
+        self.store.catalog.seal(self.row.id, view.open.id, next)?;
+        drop(view);
+        self.swap_open(next);
+        self.background.wake();
+        Ok(true)
+    }
+}
+
+/// Forks a branch that no process serves; the caller holds its lock.
+///
+/// One catalog transaction. What the parent's logs hold is turned into an index by whoever mounts
+/// either branch first.
+pub fn fork_unmounted(
+    store: &Arc<Store>,
+    parent: &BranchRow,
+    _lock: &BranchLock,
+    name: BranchName,
+    by: &Requester,
+) -> Result<ForkReport, BranchError> {
+    let start = Instant::now();
+    let data = data_files(store);
+    let head = store
+        .catalog
+        .layer(parent.head)?
+        .ok_or(BranchError::LayerMissing { layer: parent.head })?;
+    let seal = replay::has_content(&data, head.id, boot_id()?)?;
+    let child = NewBranch {
+        name,
+        origin: format!("fork:{}", parent.name),
+        uid: by.uid,
+        command: by.command.clone(),
+    };
+    let plan = plan(parent, head.id, head.parent, seal, child)?;
+    let mut child_lock = None;
+    let row = store.catalog.fork(&plan, &mut |id| {
+        child_lock = Some(store.lock_branch(id).map_err(io::Error::other)?);
+        Ok(())
+    })?;
+    let total_us = micros(start.elapsed());
+    Ok(ForkReport { child: row, gate_us: 0, commit_us: total_us, total_us })
+}
+
+/// Creates a branch with an empty root directory, owned by the caller, mode 0755.
+pub fn create_empty(
+    store: &Arc<Store>,
+    name: BranchName,
+    by: &Requester,
+) -> Result<BranchRow, BranchError> {
+    let head = new_layer_id()?;
+    let data = data_files(store);
+    // The layer comes first: a crash leaves a directory that no row names, and gc takes it.
+    let layer = OpenLayer::empty((head, 0), data, boot_id()?, Box::new(|| Ok(())));
+    write_root(&layer, Record::Inode(Box::new(root_directory(by.uid))))?;
+    layer.log.discard_volatile().map_err(|source| BranchError::Host {
+        what: "removing",
+        path: store.layer_dir(head),
+        source,
+    })?;
+    let new = NewBranch {
+        name,
+        origin: "empty".to_owned(),
+        uid: by.uid,
+        command: by.command.clone(),
+    };
+    let row = store.catalog.create_branch(new, NewLayer { id: head, parent: None })?;
+    store.catalog.mark_layer_used(head)?;
+    Ok(row)
+}
+
+fn root_directory(uid: u32) -> InodeRecord {
+    let since_epoch =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = Timestamp {
+        secs: since_epoch.as_secs().cast_signed(),
+        nanos: since_epoch.subsec_nanos(),
+    };
+    InodeRecord {
+        ino: Ino::ROOT,
+        kind: FileKind::Directory,
+        perm: 0o755,
+        uid,
+        gid: nix::unistd::getegid().as_raw(),
+        nlink: 2,
+        rdev: 0,
+        size: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+        parent: Ino::ROOT,
+        symlink: Vec::new(),
+        xattrs: Vec::new(),
+        adopted: None,
+    }
+}

@@ -1,0 +1,120 @@
+//! Branches: what is stacked now, forking, sealing, and turning frozen layers into indexes.
+
+pub mod close;
+pub mod finalize;
+pub mod fork;
+pub mod listing;
+pub mod merge;
+pub mod open;
+pub mod view;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+
+use crate::catalog::{BranchLock, BranchRow, CatalogError, Store};
+use crate::format::LayerId;
+use crate::layer::LayerError;
+use crate::layer::data_files::DataFiles;
+pub use view::View;
+
+/// What can go wrong with a branch as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum BranchError {
+    /// A layer refused.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The catalog refused.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The host refused something else.
+    #[error("{what} {path}: {source}", path = path.display())]
+    Host {
+        /// What was being done.
+        what: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// A layer that the catalog says was written to has no directory.
+    #[error("layer {layer:012x} is missing from the store although it was written to", layer = layer.0)]
+    LayerMissing {
+        /// The layer.
+        layer: LayerId,
+    },
+    /// The branch is served read-only.
+    #[error("branch {name} is mounted read-only")]
+    ReadOnly {
+        /// The branch.
+        name: String,
+    },
+}
+
+/// How a branch is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reads and writes.
+    ReadWrite,
+    /// Writes nothing at all, not even logs.
+    ReadOnly,
+}
+
+/// A branch that this process serves.
+pub struct Branch {
+    /// The store.
+    pub store: Arc<Store>,
+    /// The catalog's row when the branch was opened (its head changes with forks).
+    pub row: BranchRow,
+    /// Data files of the store.
+    pub data: Arc<DataFiles>,
+    /// How it was opened.
+    pub mode: OpenMode,
+    /// The epoch gate: mutating requests hold it shared while they apply, a fork exclusively.
+    gate: RwLock<()>,
+    /// The stack as it is now. Held for a moment only, never while anything else is taken.
+    current: Mutex<Arc<View>>,
+    /// One fork or seal at a time.
+    fork_turn: Mutex<()>,
+    /// Wakes the background finalizer.
+    background: finalize::Background,
+    next_ino: std::sync::atomic::AtomicU64,
+    boot_id: [u8; 16],
+    _lock: BranchLock,
+}
+
+/// Shared hold on the epoch gate: no fork happens while it lives.
+pub struct GateGuard<'a> {
+    _hold: RwLockReadGuard<'a, ()>,
+    view: Arc<View>,
+}
+
+impl std::ops::Deref for GateGuard<'_> {
+    type Target = View;
+
+    fn deref(&self) -> &View {
+        &self.view
+    }
+}
+
+impl Branch {
+    /// Holds the gate shared, for a request that changes something. Never take it twice.
+    pub fn enter(&self) -> GateGuard<'_> {
+        let hold = self.gate.read();
+        GateGuard { _hold: hold, view: self.view() }
+    }
+
+    /// The stack as it is now, for a request that changes nothing.
+    pub fn view(&self) -> Arc<View> {
+        self.current.lock().clone()
+    }
+
+    /// Replaces the stack by what `change` makes of it. Without the gate, what the stack says
+    /// must stay the same.
+    fn replace_view(&self, change: impl FnOnce(&View) -> View) {
+        let mut current = self.current.lock();
+        *current = Arc::new(change(&current));
+    }
+}

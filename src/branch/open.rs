@@ -1,0 +1,217 @@
+//! Opening a branch: the catalog's chain of layers becomes a View.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::finalize::Background;
+use super::view::{SealedPart, View};
+use super::{Branch, BranchError, OpenMode};
+use crate::catalog::{BranchLock, BranchRow, LayerRow, Store};
+use crate::format::journal::Record;
+use crate::format::{Ino, LayerId};
+use crate::io::host::HostStorage;
+use crate::layer::data_files::DataFiles;
+use crate::layer::log::FirstUse;
+use crate::layer::open::OpenLayer;
+use crate::layer::replay;
+use crate::layer::sealed::{IndexFile, open_index};
+
+/// Idle descriptors kept open per branch, at most; a quarter of the process's limit otherwise.
+const DESCRIPTORS_MAX: usize = 4096;
+
+impl Branch {
+    /// Opens the branch of `row`, whose lock the caller holds.
+    pub fn open(
+        store: Arc<Store>,
+        row: BranchRow,
+        lock: BranchLock,
+        mode: OpenMode,
+    ) -> Result<Arc<Branch>, BranchError> {
+        let data = data_files(&store);
+        let boot_id = boot_id()?;
+        let chain = store.catalog.chain(row.head)?;
+        let view = Arc::new(load_view(&store, &data, boot_id, &chain)?);
+        if mode == OpenMode::ReadWrite {
+            remove_leftovers(&view.open, &data)?;
+        }
+        let next_ino = AtomicU64::new(next_ino(&view).0);
+        let branch = Arc::new(Branch {
+            store,
+            row,
+            data,
+            mode,
+            gate: RwLock::new(()),
+            current: Mutex::new(view),
+            fork_turn: Mutex::new(()),
+            background: Background::default(),
+            next_ino,
+            boot_id,
+            _lock: lock,
+        });
+        if mode == OpenMode::ReadWrite {
+            Background::start(&branch);
+        }
+        Ok(branch)
+    }
+
+    /// An inode number that this branch never used.
+    pub fn allocate_ino(&self) -> Ino {
+        Ino(self.next_ino.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Data files of a store, with as many descriptors as the process may keep.
+pub(super) fn data_files(store: &Store) -> Arc<DataFiles> {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .map_or(1024, |(soft, _)| soft);
+    let keep = usize::try_from(limit / 4).unwrap_or(usize::MAX).clamp(16, DESCRIPTORS_MAX);
+    let keep = NonZeroUsize::new(keep).unwrap_or(NonZeroUsize::MIN);
+    DataFiles::new(Arc::new(HostStorage), store.root.join("layers"), keep)
+}
+
+pub(super) fn boot_id() -> Result<[u8; 16], BranchError> {
+    replay::boot_id().map_err(|source| BranchError::Host {
+        what: "reading",
+        path: "/proc/sys/kernel/random/boot_id".into(),
+        source,
+    })
+}
+
+/// Tells the catalog, durably, that a layer has contents: from then on a missing directory is
+/// damage and not an empty layer.
+pub(super) fn first_use(store: &Arc<Store>, layer: LayerId) -> FirstUse {
+    let store = store.clone();
+    Box::new(move || store.catalog.mark_layer_used(layer).map_err(std::io::Error::other))
+}
+
+/// Stacks the layers of `chain` (newest first; the first is the open one).
+pub(super) fn load_view(
+    store: &Arc<Store>,
+    data: &Arc<DataFiles>,
+    boot_id: [u8; 16],
+    chain: &[LayerRow],
+) -> Result<View, BranchError> {
+    let (head, below) = chain.split_first().ok_or(BranchError::LayerMissing { layer: LayerId(0) })?;
+    let (frozen, sealed) = load_sealed(store, data, boot_id, below)?;
+    check_present(data, head)?;
+    let open = replay::replay(data, (head.id, head.depth), boot_id, first_use(store, head.id))?;
+    Ok(View {
+        generation: 0,
+        open: Arc::new(open),
+        open_parent: head.parent,
+        open_depth: head.depth,
+        frozen,
+        sealed: Arc::new(sealed),
+        data: data.clone(),
+    })
+}
+
+type Loaded = (Vec<Arc<OpenLayer>>, Vec<SealedPart>);
+
+fn load_sealed(
+    store: &Arc<Store>,
+    data: &Arc<DataFiles>,
+    boot_id: [u8; 16],
+    below: &[LayerRow],
+) -> Result<Loaded, BranchError> {
+    let (mut frozen, mut sealed) = (Vec::new(), Vec::new());
+    let mut covered_from = u32::MAX;
+    for row in below {
+        if row.depth >= covered_from {
+            continue;
+        }
+        if let Some(part) = load_part(data, row)? {
+            covered_from = part.index.meta().lowest_depth;
+            sealed.push(part);
+            continue;
+        }
+        check_present(data, row)?;
+        let mut layer = replay::replay(data, (row.id, row.depth), boot_id, first_use(store, row.id))?;
+        layer.foreign = true;
+        // The process that froze it may have finalized it meanwhile and removed its logs.
+        if let Some(part) = load_part(data, row)? {
+            covered_from = part.index.meta().lowest_depth;
+            sealed.push(part);
+        } else if !layer.is_empty() {
+            frozen.push(Arc::new(layer));
+        }
+    }
+    Ok((frozen, sealed))
+}
+
+/// The widest index of a finalized layer.
+fn load_part(data: &DataFiles, row: &LayerRow) -> Result<Option<SealedPart>, BranchError> {
+    for which in [IndexFile::Merged, IndexFile::Own] {
+        if let Some(index) = open_index(data, row.id, which)? {
+            if let Some(dir) = &row.adopted_from {
+                data.adopt(row.id, dir.clone(), index.clone());
+            }
+            return Ok(Some(SealedPart { layer: row.id, which, index }));
+        }
+    }
+    Ok(None)
+}
+
+/// A layer that was written to must have a directory with a journal or an index.
+fn check_present(data: &DataFiles, row: &LayerRow) -> Result<(), BranchError> {
+    let dir = data.layer_dir(row.id);
+    let there = |name: &str| dir.join(name).exists();
+    if row.used && !there("journal") && !there("index") {
+        return Err(BranchError::LayerMissing { layer: row.id });
+    }
+    Ok(())
+}
+
+/// Removes data files of the open layer that no record mentions: files that were created but not
+/// synced before the power went, or unlinked just before the end.
+///
+/// Their inode numbers may be given out again, and a new file must not begin with old bytes.
+/// Only after an unclean end: an orderly one removes the volatile log.
+fn remove_leftovers(open: &OpenLayer, data: &DataFiles) -> Result<(), BranchError> {
+    let dir = data.layer_dir(open.id);
+    if !dir.join("volatile").exists() {
+        return Ok(());
+    }
+    let host = |path: &Path| {
+        let path = path.to_owned();
+        move |source| BranchError::Host { what: "clearing leftovers in", path, source }
+    };
+    let top = dir.join("data");
+    let Ok(groups) = std::fs::read_dir(&top) else { return Ok(()) };
+    for group in groups {
+        let group = group.map_err(host(&top))?.path();
+        for file in std::fs::read_dir(&group).map_err(host(&group))? {
+            let name = file.map_err(host(&group))?.file_name();
+            let ino = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
+            if let Some(ino) = ino.map(Ino)
+                && open.file(ino).is_none()
+            {
+                data.destroy(open.id, ino).map_err(host(&group))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn next_ino(view: &View) -> Ino {
+    let mut next = Ino::ROOT.0 + 1;
+    for layer in view.in_memory() {
+        layer.for_each_inode(|record| next = next.max(record.ino.0 + 1));
+        next = next.max(layer.next_ino_floor());
+    }
+    for part in view.sealed.iter() {
+        next = next.max(part.index.meta().next_ino.0);
+    }
+    Ino(next)
+}
+
+/// Records a layer's first inode: the root directory of an empty branch.
+pub(super) fn write_root(layer: &OpenLayer, root: Record) -> Result<(), BranchError> {
+    let ticket = layer.commit(&[root])?;
+    let _durable = layer.log.sync_to(ticket)?;
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! A View: the stack of layers at one generation, and what it says about names and inodes.
+
+use std::sync::Arc;
+
+use super::BranchError;
+use crate::format::index::Index;
+use crate::format::{DirentTarget, Granule, Ino, InodeRecord, LayerId, OwnedRun};
+use crate::layer::LayerError;
+use crate::layer::data_files::DataFiles;
+use crate::layer::open::OpenLayer;
+use crate::layer::owner_map::{OwnerMap, OwnerMapBuilder};
+use crate::layer::sealed::IndexFile;
+
+/// A finalized part of the stack: the index of one layer, or of several merged.
+#[derive(Clone)]
+pub struct SealedPart {
+    /// The newest layer it covers.
+    pub layer: LayerId,
+    /// Which of that layer's index files it is.
+    pub which: IndexFile,
+    /// The index.
+    pub index: Arc<Index>,
+}
+
+/// The layers of a branch, newest first: open, frozen, finalized.
+pub struct View {
+    /// Counts the forks (and seals) since the branch was opened.
+    pub generation: u64,
+    /// The layer that takes writes.
+    pub open: Arc<OpenLayer>,
+    /// The layer below it in the catalog; `None` for the first layer of an empty branch.
+    pub open_parent: Option<LayerId>,
+    /// Depth of the open layer; the base of a chain has depth 0.
+    pub open_depth: u32,
+    /// Sealed layers whose index is not in use yet, newest first.
+    pub frozen: Vec<Arc<OpenLayer>>,
+    /// Finalized layers, newest first.
+    pub sealed: Arc<Vec<SealedPart>>,
+    /// Data files of the store.
+    pub data: Arc<DataFiles>,
+}
+
+impl View {
+    /// The open layer and the frozen ones, newest first.
+    pub fn in_memory(&self) -> impl Iterator<Item = &Arc<OpenLayer>> {
+        std::iter::once(&self.open).chain(&self.frozen)
+    }
+
+    fn damaged(&self, part: &SealedPart) -> impl FnOnce(crate::format::FormatError) -> LayerError {
+        let (layer, path) = (part.layer, part.which.path(&self.data, part.layer));
+        move |source| LayerError::Damaged { layer, path, source }
+    }
+
+    /// Where `name` in `dir` leads.
+    pub fn lookup(
+        &self,
+        dir: Ino,
+        hash: u64,
+        name: &[u8],
+    ) -> Result<Option<DirentTarget>, LayerError> {
+        for layer in self.in_memory() {
+            if let Some(target) = layer.lookup(dir, hash, name) {
+                return Ok(visible(target));
+            }
+        }
+        for part in self.sealed.iter() {
+            let found = part.index.lookup(dir, hash, name).map_err(self.damaged(part))?;
+            if let Some(target) = found {
+                return Ok(visible(target));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The newest record of an inode.
+    pub fn inode(&self, ino: Ino) -> Result<Option<InodeRecord>, LayerError> {
+        self.inode_below(ino, 0)
+    }
+
+    /// Like [`View::inode`], skipping the `skip` newest in-memory layers.
+    pub fn inode_below(&self, ino: Ino, skip: usize) -> Result<Option<InodeRecord>, LayerError> {
+        // A layer that wrote to the file without changing its inode still decides the size.
+        let mut size = None;
+        let mut found = None;
+        for layer in self.in_memory().skip(skip) {
+            if size.is_none() {
+                let file = layer.file(ino);
+                size = file.map(|file| (layer.id, file.size()));
+            }
+            if let Some(record) = layer.inode(ino) {
+                found = Some(record);
+                break;
+            }
+        }
+        if found.is_none() {
+            found = self.sealed_inode(ino)?;
+        }
+        if let (Some(record), Some((layer, size))) = (&mut found, size) {
+            record.size = size;
+            self.take_host_times(record, layer);
+        }
+        Ok(found)
+    }
+
+    /// A write after the inode's last record is known to the data file only: its modification
+    /// time then is the file's.
+    fn take_host_times(&self, record: &mut InodeRecord, layer: LayerId) {
+        let Ok(host) = self.data.storage.metadata(&self.data.path(layer, record.ino)) else {
+            return;
+        };
+        if host.mtime > record.ctime {
+            record.mtime = host.mtime;
+            record.ctime = host.mtime;
+        }
+    }
+
+    fn sealed_inode(&self, ino: Ino) -> Result<Option<InodeRecord>, LayerError> {
+        for part in self.sealed.iter() {
+            let record = part.index.inode(ino).map_err(self.damaged(part))?;
+            if record.is_some() {
+                return Ok(record);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Who owns the granules of a file below the `skip` newest in-memory layers.
+    pub fn owners_below(&self, ino: Ino, skip: usize) -> Result<OwnerMap, LayerError> {
+        let mut builder = OwnerMapBuilder::default();
+        for layer in self.in_memory().skip(skip) {
+            if let Some(file) = layer.file(ino) {
+                let (private, floor, runs) = file.layout();
+                builder.layer(private, floor, runs);
+                if builder.is_complete() {
+                    return Ok(builder.finish());
+                }
+            }
+        }
+        for part in self.sealed.iter() {
+            let layout = part.index.layout(ino).map_err(self.damaged(part))?;
+            if let Some(layout) = layout {
+                builder.layer(layout.private, layout.floor, layout.runs);
+                if builder.is_complete() {
+                    break;
+                }
+            }
+        }
+        Ok(builder.finish())
+    }
+
+    /// Puts a layer's own ownership over what lies below it.
+    pub fn stacked(over: (bool, Granule, Vec<OwnedRun>), below: &OwnerMap) -> OwnerMap {
+        let mut builder = OwnerMapBuilder::default();
+        builder.layer(over.0, over.1, over.2);
+        builder.layer(true, Granule::MAX, below.runs().iter().copied());
+        builder.finish()
+    }
+
+    /// The sockets that any finalized layer names and that are still there.
+    pub fn sockets(&self) -> Result<Vec<(Ino, Vec<u8>)>, BranchError> {
+        let mut candidates: Vec<(Ino, Vec<u8>)> = Vec::new();
+        for layer in self.in_memory() {
+            layer.for_each_name(|dir, name, target| {
+                if let DirentTarget::Link { kind: crate::format::FileKind::Socket, .. } = target {
+                    candidates.push((dir, name.to_vec()));
+                }
+            });
+        }
+        for part in self.sealed.iter() {
+            candidates.extend(part.index.sockets().map_err(self.damaged(part))?);
+        }
+        candidates.sort();
+        candidates.dedup();
+        Ok(candidates)
+    }
+}
+
+fn visible(target: DirentTarget) -> Option<DirentTarget> {
+    match target {
+        DirentTarget::Whiteout => None,
+        link @ DirentTarget::Link { .. } => Some(link),
+    }
+}

@@ -1,0 +1,227 @@
+//! Branches: look up, create, rename, delete.
+
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use super::error::is_conflict;
+use super::layers::{self, NewLayer};
+use super::oplog::{self, Actor};
+use super::{BranchName, Catalog, CatalogError, LayerState, now_ms};
+use crate::format::{BranchId, LayerId};
+
+/// A branch as the catalog has it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct BranchRow {
+    /// Never reused.
+    pub id: BranchId,
+    /// Unique among the branches of the store; may change.
+    pub name: BranchName,
+    /// The branch it was forked from, while that exists.
+    pub parent: Option<BranchId>,
+    /// Its open layer.
+    pub head: LayerId,
+    /// Milliseconds since 1970.
+    pub created_ms: i64,
+    /// Who created it.
+    pub created_by: u32,
+    /// Whether what its parent's server left behind (pid file, sockets) is still to be removed.
+    pub hygiene_pending: bool,
+    /// `empty`, `import:/path`, `adopt:/path` or `fork:parent`.
+    pub origin: String,
+}
+
+/// What is to be recorded of a branch that comes into being.
+#[derive(Debug, Clone)]
+pub struct NewBranch {
+    /// Its name.
+    pub name: BranchName,
+    /// Where it comes from, see [`BranchRow::origin`].
+    pub origin: String,
+    /// Who asked for it.
+    pub uid: u32,
+    /// The command that made it, for the operation log.
+    pub command: String,
+}
+
+const COLUMNS: &str = "id, name, parent, head, created_ms, created_by, hygiene_pending, origin";
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<BranchRow> {
+    let name: String = row.get(1)?;
+    Ok(BranchRow {
+        id: BranchId(row.get(0)?),
+        name: name
+            .parse()
+            .map_err(|e| rusqlite::Error::FromSqlConversionFailure(1, Type::Text, Box::new(e)))?,
+        parent: row.get::<_, Option<u64>>(2)?.map(BranchId),
+        head: LayerId(row.get(3)?),
+        created_ms: row.get(4)?,
+        created_by: row.get(5)?,
+        hygiene_pending: row.get(6)?,
+        origin: row.get(7)?,
+    })
+}
+
+/// The branch with `id`, or an error that says it is gone.
+pub(super) fn require(connection: &Connection, id: BranchId) -> Result<BranchRow, CatalogError> {
+    find(connection, id)?.ok_or(CatalogError::BranchGone { id })
+}
+
+fn find(connection: &Connection, id: BranchId) -> Result<Option<BranchRow>, CatalogError> {
+    let sql = format!("SELECT {COLUMNS} FROM branches WHERE id = ?");
+    Ok(connection.prepare_cached(&sql)?.query_row([id.0], from_row).optional()?)
+}
+
+/// Adds a branch whose head layer has its row already.
+pub(super) fn insert(
+    transaction: &Transaction<'_>,
+    new: &NewBranch,
+    parent: Option<BranchId>,
+    head: LayerId,
+    hygiene_pending: bool,
+) -> Result<BranchRow, CatalogError> {
+    let created_ms = now_ms();
+    transaction
+        .prepare_cached(
+            "INSERT INTO branches
+             (name, parent, head, created_ms, created_by, hygiene_pending, origin)
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )?
+        .execute(params![
+            new.name.as_str(),
+            parent.map(|id| id.0),
+            head.0,
+            created_ms,
+            new.uid,
+            hygiene_pending,
+            new.origin
+        ])
+        .map_err(|e| name_taken(e, &new.name))?;
+    Ok(BranchRow {
+        id: BranchId(transaction.last_insert_rowid() as u64),
+        name: new.name.clone(),
+        parent,
+        head,
+        created_ms,
+        created_by: new.uid,
+        hygiene_pending,
+        origin: new.origin.clone(),
+    })
+}
+
+/// Heads are fresh layers, so a conflict can only be about the name.
+fn name_taken(error: rusqlite::Error, name: &BranchName) -> CatalogError {
+    if is_conflict(&error) {
+        CatalogError::BranchExists { name: name.clone() }
+    } else {
+        error.into()
+    }
+}
+
+/// Points a branch at another head.
+pub(super) fn set_head(
+    transaction: &Transaction<'_>,
+    id: BranchId,
+    head: LayerId,
+) -> Result<(), CatalogError> {
+    transaction
+        .prepare_cached("UPDATE branches SET head = ? WHERE id = ?")?
+        .execute([head.0, id.0])?;
+    Ok(())
+}
+
+impl Catalog {
+    /// The branch of that name, if there is one.
+    pub fn branch(&self, name: &BranchName) -> Result<Option<BranchRow>, CatalogError> {
+        self.read(|connection| {
+            let sql = format!("SELECT {COLUMNS} FROM branches WHERE name = ?");
+            let mut statement = connection.prepare_cached(&sql)?;
+            Ok(statement.query_row([name.as_str()], from_row).optional()?)
+        })
+    }
+
+    /// The branch of that name, or [`CatalogError::BranchNotFound`].
+    pub fn require_branch(&self, name: &BranchName) -> Result<BranchRow, CatalogError> {
+        self.branch(name)?.ok_or_else(|| CatalogError::BranchNotFound { name: name.clone() })
+    }
+
+    /// The branch with that id, if it still exists.
+    pub fn branch_by_id(&self, id: BranchId) -> Result<Option<BranchRow>, CatalogError> {
+        self.read(|connection| find(connection, id))
+    }
+
+    /// All branches, ordered by name.
+    pub fn branches(&self) -> Result<Vec<BranchRow>, CatalogError> {
+        self.read(|connection| {
+            let sql = format!("SELECT {COLUMNS} FROM branches ORDER BY name");
+            let mut statement = connection.prepare_cached(&sql)?;
+            let rows = statement.query_map([], from_row)?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Adds a branch with a new open layer `head`, which stands on nothing or on a sealed layer.
+    pub fn create_branch(
+        &self,
+        new: &NewBranch,
+        head: NewLayer,
+    ) -> Result<BranchRow, CatalogError> {
+        self.write(|transaction| {
+            layers::insert(transaction, head, LayerState::Open, false, None)?;
+            let row = insert(transaction, new, None, head.id, false)?;
+            let actor = Actor { uid: new.uid, command: &new.command };
+            let detail = format!("branch {} from {}", row.id, row.origin);
+            oplog::record(transaction, actor, Some(row.name.as_str()), &detail)?;
+            Ok(row)
+        })
+    }
+
+    /// Notes that the leftovers of the parent's server are gone from the branch.
+    pub fn clear_hygiene(&self, id: BranchId) -> Result<(), CatalogError> {
+        self.write(|transaction| {
+            let row = require(transaction, id)?;
+            transaction
+                .prepare_cached("UPDATE branches SET hygiene_pending = 0 WHERE id = ?")?
+                .execute([id.0])?;
+            let actor = Actor::process("hygiene");
+            oplog::record(transaction, actor, Some(row.name.as_str()), "hygiene done")
+        })
+    }
+
+    /// Gives a branch another name.
+    pub fn rename_branch(
+        &self,
+        id: BranchId,
+        name: &BranchName,
+        uid: u32,
+        command: &str,
+    ) -> Result<BranchRow, CatalogError> {
+        self.write(|transaction| {
+            let old = require(transaction, id)?;
+            transaction
+                .prepare_cached("UPDATE branches SET name = ? WHERE id = ?")?
+                .execute(params![name.as_str(), id.0])
+                .map_err(|e| name_taken(e, name))?;
+            let detail = format!("branch {id} renamed from {}", old.name);
+            oplog::record(transaction, Actor { uid, command }, Some(name.as_str()), &detail)?;
+            Ok(BranchRow { name: name.clone(), ..old })
+        })
+    }
+
+    /// Deletes a branch. Its children keep their data and lose their parent; layers stay for gc.
+    ///
+    /// The caller holds the branch's lock.
+    pub fn delete_branch(
+        &self,
+        id: BranchId,
+        uid: u32,
+        command: &str,
+    ) -> Result<BranchRow, CatalogError> {
+        self.write(|transaction| {
+            let row = require(transaction, id)?;
+            transaction.prepare_cached("DELETE FROM branches WHERE id = ?")?.execute([id.0])?;
+            let detail = format!("branch {id} deleted, head was layer {}", row.head.dir_name());
+            oplog::record(transaction, Actor { uid, command }, Some(row.name.as_str()), &detail)?;
+            Ok(row)
+        })
+    }
+}

@@ -1,0 +1,161 @@
+//! What can go wrong in the catalog.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::{BranchName, LayerState};
+use crate::format::{BranchId, LayerId};
+
+/// An operation on the catalog failed; nothing of it was applied.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// The name is in use.
+    #[error("branch {name} exists already")]
+    BranchExists {
+        /// The name.
+        name: BranchName,
+    },
+    /// No branch has that name.
+    #[error("there is no branch {name}")]
+    BranchNotFound {
+        /// The name.
+        name: BranchName,
+    },
+    /// No branch has that id (any more).
+    #[error("branch {id} does not exist any more")]
+    BranchGone {
+        /// The id.
+        id: BranchId,
+    },
+    /// The catalog has no row for a layer.
+    #[error("the catalog has no layer {}", .layer.dir_name())]
+    LayerNotFound {
+        /// The layer.
+        layer: LayerId,
+    },
+    /// A new layer's id is taken.
+    #[error("layer id {} is taken", .layer.dir_name())]
+    LayerExists {
+        /// The id.
+        layer: LayerId,
+    },
+    /// A layer is not in the state that the operation needs.
+    #[error("layer {} is {found}, not {wanted}", .layer.dir_name())]
+    LayerNotInState {
+        /// The layer.
+        layer: LayerId,
+        /// What it is.
+        found: LayerState,
+        /// What it would have to be.
+        wanted: LayerState,
+    },
+    /// The branch's head is another layer than the caller planned with.
+    #[error("the head of branch {branch} is layer {}, not {}", .found.dir_name(), .expected.dir_name())]
+    HeadMoved {
+        /// The branch.
+        branch: BranchId,
+        /// The head in the plan.
+        expected: LayerId,
+        /// The head in the catalog.
+        found: LayerId,
+    },
+    /// A child would stand on another layer than its parent's last sealed one.
+    #[error("a child of branch {branch} must stand on {}, not on {}", name(*.expected), name(*.found))]
+    WrongBase {
+        /// The parent.
+        branch: BranchId,
+        /// The layer that the parent's head stands on.
+        expected: Option<LayerId>,
+        /// The layer in the plan.
+        found: Option<LayerId>,
+    },
+    /// What the caller wanted to do before the commit failed.
+    #[error("could not reserve branch {branch}")]
+    Reserve {
+        /// The id that the branch would have had.
+        branch: BranchId,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Rows contradict each other.
+    #[error("the catalog is damaged: layer {} {problem}", .layer.dir_name())]
+    Damaged {
+        /// The layer at fault.
+        layer: LayerId,
+        /// What is wrong with it.
+        problem: Damage,
+    },
+    /// A catalog is there already.
+    #[error("{} exists already", .path.display())]
+    AlreadyExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no catalog.
+    #[error("{} is missing", .path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is something else.
+    #[error("{} is not a cowfs catalog", .path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A later version of cowfs made it.
+    #[error("{} has version {found}; this cowfs knows version {supported}", .path.display())]
+    UnknownVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The version that this program reads and writes.
+        supported: i64,
+    },
+    /// SQLite failed.
+    #[error("the catalog database failed")]
+    Database {
+        /// Its error.
+        #[from]
+        source: rusqlite::Error,
+    },
+}
+
+/// How rows about layers contradict each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// Its parent has no row, or not a depth of one less.
+    #[error("stands on layer {}, which is missing or not one level lower", .parent.dir_name())]
+    BrokenParent {
+        /// The parent it names.
+        parent: LayerId,
+    },
+    /// It has a depth above 0 and no parent.
+    #[error("has depth {depth} but stands on nothing")]
+    Rootless {
+        /// Its depth.
+        depth: u32,
+    },
+    /// It has depth 0 and a parent.
+    #[error("has depth 0 but stands on layer {}", .parent.dir_name())]
+    DeepBase {
+        /// The parent it names.
+        parent: LayerId,
+    },
+}
+
+fn name(layer: Option<LayerId>) -> String {
+    layer.map_or_else(|| "nothing".to_owned(), |id| format!("layer {}", id.dir_name()))
+}
+
+/// Whether `error` says that a row with the same key is there already.
+pub(super) fn is_conflict(error: &rusqlite::Error) -> bool {
+    matches!(
+        error,
+        rusqlite::Error::SqliteFailure(cause, _)
+            if cause.extended_code == rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE
+                || cause.extended_code == rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY
+    )
+}

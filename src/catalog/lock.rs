@@ -1,0 +1,234 @@
+//! Locks on files in `run/`: who serves a branch, who fills an imported layer.
+//!
+//! The flock decides, nothing else. The pid inside the file is for messages only.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::format::BranchId;
+
+/// A lock could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else holds it.
+    #[error("in use{}", .pid.map(|pid| format!(" by process {pid}")).unwrap_or_default())]
+    Busy {
+        /// Who wrote its pid last; for messages only.
+        pid: Option<u32>,
+    },
+    /// The lock file could not be opened or locked.
+    #[error("cannot lock {}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An exclusive lock on a file, held until dropped or until the process ends.
+#[derive(Debug)]
+pub struct FileLock {
+    file: Flock<File>,
+    path: PathBuf,
+}
+
+impl FileLock {
+    /// Takes the lock on `path` without waiting; creates the file if needed.
+    pub fn acquire(path: &Path) -> Result<FileLock, LockError> {
+        let failed = |source| LockError::Io { path: path.to_owned(), source };
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(nix::libc::O_NOFOLLOW)
+                .open(path)
+                .map_err(failed)?;
+            let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => file,
+                Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+                    return Err(LockError::Busy { pid: read_pid(&file) });
+                }
+                Err((_, errno)) => return Err(failed(errno.into())),
+            };
+            // Whoever held it may have removed the file meanwhile: then this lock guards nothing.
+            if still_there(&file, path).map_err(failed)? {
+                let lock = FileLock { file, path: path.to_owned() };
+                lock.record_pid().map_err(failed)?;
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Whether somebody holds the lock on `path` now. Never creates the file.
+    pub fn is_held(path: &Path) -> io::Result<bool> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        // Shared, so that two who ask at the same time do not see each other.
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_) => Ok(false),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(true),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+
+    /// Writes this process' pid into the file; again after the lock passed to a forked process.
+    pub fn record_pid(&self) -> io::Result<()> {
+        let text = format!("{:<10}\n", std::process::id());
+        self.file.write_all_at(text.as_bytes(), 0)
+    }
+
+    /// Removes the file and lets the lock go.
+    pub fn remove(self) -> io::Result<()> {
+        std::fs::remove_file(&self.path)
+    }
+
+    /// The lock file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The right to serve or change one branch; see [`FileLock`].
+#[derive(Debug)]
+pub struct BranchLock {
+    branch: BranchId,
+    lock: FileLock,
+}
+
+impl BranchLock {
+    pub(super) fn new(branch: BranchId, lock: FileLock) -> BranchLock {
+        BranchLock { branch, lock }
+    }
+
+    /// The branch it guards.
+    pub fn branch(&self) -> BranchId {
+        self.branch
+    }
+
+    /// See [`FileLock::record_pid`].
+    pub fn record_pid(&self) -> io::Result<()> {
+        self.lock.record_pid()
+    }
+
+    /// Removes the lock file (of a deleted branch) and lets the lock go.
+    pub fn remove(self) -> io::Result<()> {
+        self.lock.remove()
+    }
+}
+
+/// Calls `attempt` until it succeeds, fails otherwise than by [`LockError::Busy`], or `patience`
+/// is over.
+pub(super) fn retry_while_busy<T>(
+    patience: Duration,
+    mut attempt: impl FnMut() -> Result<T, LockError>,
+) -> Result<T, LockError> {
+    let deadline = Instant::now() + patience;
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match attempt() {
+            Err(LockError::Busy { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
+}
+
+fn still_there(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match std::fs::symlink_metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn read_pid(file: &File) -> Option<u32> {
+    let mut bytes = [0; 10];
+    let count = file.read_at(&mut bytes, 0).ok()?;
+    std::str::from_utf8(bytes.get(..count)?).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn second_taker_learns_the_pid() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.lock");
+        assert!(!FileLock::is_held(&path).unwrap());
+        let held = FileLock::acquire(&path).unwrap();
+        assert!(FileLock::is_held(&path).unwrap());
+        let Err(LockError::Busy { pid }) = FileLock::acquire(&path) else { panic!("not busy") };
+        assert_eq!(pid, Some(std::process::id()));
+        drop(held);
+        assert!(!FileLock::is_held(&path).unwrap());
+        FileLock::acquire(&path).unwrap();
+    }
+
+    #[test]
+    fn a_removed_file_does_not_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.lock");
+        let held = FileLock::acquire(&path).unwrap();
+        let waiter = File::open(&path).unwrap();
+        held.remove().unwrap();
+        // A waiter on the removed inode must notice, a new taker gets a new file.
+        assert!(!still_there(&waiter, &path).unwrap());
+        let new = FileLock::acquire(&path).unwrap();
+        assert!(!still_there(&waiter, &path).unwrap());
+        assert!(still_there(&new.file, &path).unwrap());
+    }
+
+    #[test]
+    fn exactly_one_of_many_threads_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.lock");
+        let barrier = std::sync::Barrier::new(8);
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        FileLock::acquire(&path)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(outcomes.iter().filter(|o| o.is_ok()).count(), 1);
+    }
+
+    #[test]
+    fn waiting_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.lock");
+        let held = FileLock::acquire(&path).unwrap();
+        let short = Duration::from_millis(5);
+        let result = retry_while_busy(short, || FileLock::acquire(&path));
+        assert!(matches!(result, Err(LockError::Busy { .. })));
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                drop(held);
+            });
+            retry_while_busy(Duration::from_secs(10), || FileLock::acquire(&path)).unwrap();
+        });
+    }
+}

@@ -1,0 +1,151 @@
+//! The durable root of a store: branches, layers and the operation log, in SQLite.
+//!
+//! The catalog names layers by id and never opens them. Many processes share it; every change is
+//! one transaction, on stable storage when the call returns. [`store::Store`] is the directory
+//! around it, [`lock`] decides who may serve or change a branch.
+
+pub mod branch_name;
+pub mod branches;
+pub mod error;
+pub mod fork;
+pub mod layers;
+pub mod lock;
+pub mod oplog;
+mod schema;
+pub mod store;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+pub use branch_name::{BranchName, BranchNameError};
+pub use branches::{BranchRow, NewBranch};
+pub use error::CatalogError;
+pub use fork::{ForkPlan, SealPlan};
+pub use layers::{LayerRow, LayerState, NewLayer};
+pub use lock::{BranchLock, FileLock, LockError};
+pub use oplog::OperationRow;
+pub use store::{Store, StoreError, default_store_dir};
+
+/// How long a call waits for another process' transaction before it fails as busy.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Log pages (4 KiB) after which a commit copies the log into the database.
+///
+/// The first process to open an idle catalog reads the whole log again, so a longer log costs
+/// every command; a shorter one costs more syncs.
+const CHECKPOINT_PAGES: i64 = 400;
+
+/// An open catalog. One connection, shared by the threads of a process.
+pub struct Catalog {
+    connection: Mutex<Connection>,
+    path: PathBuf,
+}
+
+impl Catalog {
+    /// Makes a new, empty catalog at `path`, which must not exist.
+    pub fn create(path: &Path) -> Result<Catalog, CatalogError> {
+        if path.exists() {
+            return Err(CatalogError::AlreadyExists { path: path.to_owned() });
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        configure(&connection)?;
+        schema::create(&connection)?;
+        Ok(Catalog { connection: Mutex::new(connection), path: path.to_owned() })
+    }
+
+    /// Opens the catalog at `path`; refuses foreign files and versions it does not know.
+    pub fn open(path: &Path) -> Result<Catalog, CatalogError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        if !path.exists() {
+            return Err(CatalogError::Missing { path: path.to_owned() });
+        }
+        let connection = Connection::open_with_flags(path, flags)?;
+        configure(&connection).map_err(|e| schema::name_foreign(path, e))?;
+        schema::verify(&connection, path)?;
+        Ok(Catalog { connection: Mutex::new(connection), path: path.to_owned() })
+    }
+
+    /// The file that holds the catalog.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Copies the whole write-ahead log into the database and empties it, if nobody is reading.
+    pub fn checkpoint(&self) -> Result<(), CatalogError> {
+        let connection = self.connection.lock();
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// Verifies the database file's own structure (pages, indexes, references between rows).
+    ///
+    /// Reads all of it; returns what is wrong, one line each, empty if nothing is.
+    pub fn self_check(&self) -> Result<Vec<String>, CatalogError> {
+        let connection = self.connection.lock();
+        let mut found = Vec::new();
+        let mut integrity = connection.prepare("PRAGMA integrity_check(100)")?;
+        for line in integrity.query_map([], |row| row.get::<_, String>(0))? {
+            let line = line?;
+            if line != "ok" {
+                found.push(line);
+            }
+        }
+        let mut references = connection.prepare("PRAGMA foreign_key_check")?;
+        for line in references.query_map([], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, String>(2)?))
+        })? {
+            let (table, row, target) = line?;
+            let row = row.map_or_else(|| "?".to_owned(), |id| id.to_string());
+            found.push(format!("row {row} of {table} names a missing row of {target}"));
+        }
+        Ok(found)
+    }
+
+    /// Runs `work` with the connection; for reads of a single statement.
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, CatalogError>,
+    ) -> Result<T, CatalogError> {
+        work(&self.connection.lock())
+    }
+
+    /// Runs `work` in a transaction that holds the write lock from its start, and commits it
+    /// durably. An error rolls everything back.
+    fn write<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, CatalogError>,
+    ) -> Result<T, CatalogError> {
+        let mut connection = self.connection.lock();
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let value = work(&transaction)?;
+        transaction.commit()?;
+        Ok(value)
+    }
+}
+
+/// Settings of a connection; those of the file itself are written once by [`schema::create`].
+fn configure(connection: &Connection) -> Result<(), CatalogError> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // A command that lives for milliseconds must not pay for a checkpoint when it ends.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    Ok(())
+}
+
+/// Now, in milliseconds since 1970.
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
+}

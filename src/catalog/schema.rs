@@ -1,0 +1,97 @@
+//! The tables, and the marks by which a catalog is recognised.
+
+use std::path::Path;
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::CatalogError;
+
+/// "cowf" in ASCII: `file(1)` and [`verify`] recognise a catalog by it.
+const APPLICATION_ID: i64 = 0x636f_7766;
+
+/// The version of the tables below. A higher one is refused.
+pub const SCHEMA_VERSION: i64 = 1;
+
+/// Branch ids are never reused (AUTOINCREMENT), because lock and socket files carry them. Layer
+/// ids are random and chosen by the caller. Depth is stored so that a walk down a chain proves
+/// itself: each step is one lower, so a cycle cannot go unnoticed.
+const TABLES: &str = "
+CREATE TABLE layers (
+    id            INTEGER PRIMARY KEY CHECK (id > 0),
+    parent        INTEGER REFERENCES layers (id),
+    depth         INTEGER NOT NULL CHECK (depth >= 0),
+    state         TEXT NOT NULL CHECK (state IN ('importing', 'open', 'sealed')),
+    used          INTEGER NOT NULL CHECK (used IN (0, 1)),
+    adopted_from  BLOB,
+    created_ms    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX layers_by_parent ON layers (parent) WHERE parent IS NOT NULL;
+
+CREATE TABLE branches (
+    id               INTEGER PRIMARY KEY AUTOINCREMENT,
+    name             TEXT NOT NULL UNIQUE,
+    parent           INTEGER REFERENCES branches (id) ON DELETE SET NULL,
+    head             INTEGER NOT NULL UNIQUE REFERENCES layers (id),
+    origin           TEXT NOT NULL,
+    hygiene_pending  INTEGER NOT NULL CHECK (hygiene_pending IN (0, 1)),
+    created_by       INTEGER NOT NULL,
+    created_ms       INTEGER NOT NULL
+) STRICT;
+CREATE INDEX branches_by_parent ON branches (parent) WHERE parent IS NOT NULL;
+
+CREATE TABLE operations (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms    INTEGER NOT NULL,
+    uid      INTEGER NOT NULL,
+    command  TEXT NOT NULL,
+    branch   TEXT,
+    detail   TEXT NOT NULL
+) STRICT;
+";
+
+/// Writes the tables and the marks into an empty database.
+pub(super) fn create(connection: &Connection) -> Result<(), CatalogError> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.execute_batch(&format!(
+        "BEGIN IMMEDIATE; {TABLES}
+         PRAGMA application_id = {APPLICATION_ID};
+         PRAGMA user_version = {SCHEMA_VERSION};
+         COMMIT;"
+    ))?;
+    // The file itself must be complete before anybody relies on it.
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    Ok(())
+}
+
+/// Refuses a database that is not a catalog, or one of another version.
+pub(super) fn verify(connection: &Connection, path: &Path) -> Result<(), CatalogError> {
+    let number = |pragma: &str| {
+        connection
+            .pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))
+            .map_err(|e| name_foreign(path, e.into()))
+    };
+    if number("application_id")? != APPLICATION_ID {
+        return Err(CatalogError::Foreign { path: path.to_owned() });
+    }
+    let found = number("user_version")?;
+    if found != SCHEMA_VERSION {
+        return Err(CatalogError::UnknownVersion {
+            path: path.to_owned(),
+            found,
+            supported: SCHEMA_VERSION,
+        });
+    }
+    Ok(())
+}
+
+/// Turns SQLite's "not a database" into the error that names the file.
+pub(super) fn name_foreign(path: &Path, error: CatalogError) -> CatalogError {
+    match &error {
+        CatalogError::Database { source }
+            if source.sqlite_error_code() == Some(ErrorCode::NotADatabase) =>
+        {
+            CatalogError::Foreign { path: path.to_owned() }
+        }
+        _ => error,
+    }
+}

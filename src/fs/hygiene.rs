@@ -1,0 +1,45 @@
+//! A fork's first mount: what belongs to the parent's running server goes.
+
+use super::{Fs, FsError};
+use crate::format::{FileKind, Ino};
+
+/// Files in the data directory that describe a running server: the parent's, here.
+///
+/// Postgres refuses to start while `postmaster.pid` names a living process, and in a fork it
+/// names the parent's.
+const SERVER_FILES: [&[u8]; 2] = [b"postmaster.pid", b"postmaster.opts"];
+
+impl Fs {
+    /// Removes the parent's server files and its sockets (with their lock files), durably.
+    ///
+    /// Runs before the first request of a forked branch is answered; running it twice is harmless.
+    pub fn apply_fork_hygiene(&self) -> Result<(), FsError> {
+        for name in SERVER_FILES {
+            self.remove_if_there(Ino::ROOT, name, |_| true)?;
+        }
+        for (dir, name) in self.branch.view().sockets()? {
+            if self.remove_if_there(dir, &name, |kind| kind == FileKind::Socket)? {
+                let lock_file = [name.as_slice(), b".lock"].concat();
+                self.remove_if_there(dir, &lock_file, |kind| kind == FileKind::Regular)?;
+            }
+        }
+        let _durable = self.sync_dir()?;
+        let cleared = self.branch.store.catalog.clear_hygiene(self.branch.row.id);
+        Ok(cleared.map_err(crate::branch::BranchError::from)?)
+    }
+
+    fn remove_if_there(
+        &self,
+        dir: Ino,
+        name: &[u8],
+        wanted: impl Fn(FileKind) -> bool,
+    ) -> Result<bool, FsError> {
+        match self.resolve(&self.branch.view(), dir, name)? {
+            Some((_, kind)) if kind != FileKind::Directory && wanted(kind) => {
+                self.unlink(dir, name)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+}

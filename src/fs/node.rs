@@ -1,0 +1,207 @@
+//! Inodes that the kernel knows, with what is cached of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::{Fs, FsError};
+use crate::branch::View;
+use crate::format::{FileKind, Ino, InodeRecord};
+use crate::layer::open_file::OpenFile;
+use crate::layer::owner_map::OwnerMap;
+use crate::layer::read::Readable;
+
+/// An inode's attributes, newer than what the open layer has logged only as to times.
+pub struct NodeState {
+    /// The attributes.
+    pub record: InodeRecord,
+    /// Times changed since the last logged record.
+    pub times_dirty: bool,
+}
+
+/// How a regular file is stacked, valid for one generation of the view.
+struct Stacked {
+    generation: u64,
+    own: Option<Arc<OpenFile>>,
+    lower: Option<Arc<OwnerMap>>,
+}
+
+/// An inode in use.
+///
+/// Lock order: epoch gate, `Fs::names_turn`, `state`, `stacked`.
+pub struct Node {
+    /// The inode number.
+    pub ino: Ino,
+    /// Its kind, which never changes.
+    pub kind: FileKind,
+    /// References that the kernel holds.
+    lookups: AtomicU64,
+    /// Lies in pg_wal: taken over whole at the first write.
+    pub wal: AtomicBool,
+    /// Attributes.
+    pub state: Mutex<NodeState>,
+    stacked: RwLock<Option<Stacked>>,
+}
+
+impl Node {
+    fn new(record: InodeRecord) -> Node {
+        Node {
+            ino: record.ino,
+            kind: record.kind,
+            lookups: AtomicU64::new(0),
+            wal: AtomicBool::new(false),
+            state: Mutex::new(NodeState { record, times_dirty: false }),
+            stacked: RwLock::new(None),
+        }
+    }
+
+    /// The open layer's part of the file, if there is one.
+    pub fn own(&self, view: &View) -> Option<Arc<OpenFile>> {
+        view.open.file(self.ino)
+    }
+
+    /// How the file is read at `view` or, if somebody has moved on already, at a newer one.
+    pub fn readable(&self, view: &View) -> Result<Readable, FsError> {
+        if let Some(stacked) = &*self.stacked.read()
+            && stacked.generation >= view.generation
+            && let Some(lower) = &stacked.lower
+        {
+            // The file may have become part of the open layer since.
+            let own = match (&stacked.own, stacked.generation == view.generation) {
+                (Some(own), _) => Some(own.clone()),
+                (None, true) => self.own(view),
+                (None, false) => None,
+            };
+            return Ok(Readable { own, lower: lower.clone() });
+        }
+        let mut slot = self.stacked.write();
+        let stacked = self.migrated(slot.take(), view);
+        let lower = match &stacked.lower {
+            Some(lower) => lower.clone(),
+            None => Arc::new(view.owners_below(self.ino, 1)?),
+        };
+        let readable = Readable { own: stacked.own.clone(), lower: lower.clone() };
+        *slot = Some(Stacked { lower: Some(lower), ..stacked });
+        Ok(readable)
+    }
+
+    /// Carries what is known of the file over the forks since it was last touched: what the then
+    /// open layer owned lies below now.
+    fn migrated(&self, known: Option<Stacked>, view: &View) -> Stacked {
+        let own = self.own(view);
+        let lower = match known {
+            Some(known) if known.generation == view.generation => known.lower,
+            Some(Stacked { own: None, lower, .. }) => lower,
+            Some(Stacked { own: Some(old), lower: Some(lower), .. }) => {
+                Some(Arc::new(View::stacked(old.layout(), &lower)))
+            }
+            _ => None,
+        };
+        Stacked { generation: view.generation, own, lower }
+    }
+}
+
+impl Fs {
+    /// The node of an inode, loaded from the branch if it is not in memory.
+    pub fn node(&self, ino: Ino) -> Result<Arc<Node>, FsError> {
+        if let Some(node) = self.nodes.lock().get(&ino) {
+            return Ok(node.clone());
+        }
+        let record = self.branch.view().inode(ino)?.ok_or(FsError::NotFound)?;
+        let node = Arc::new(Node::new(record));
+        Ok(self.nodes.lock().entry(ino).or_insert(node).clone())
+    }
+
+    /// Puts a node made just now into the table.
+    pub(super) fn insert_node(&self, record: InodeRecord) -> Arc<Node> {
+        let node = Arc::new(Node::new(record));
+        self.nodes.lock().insert(node.ino, node.clone());
+        node
+    }
+
+    /// Counts a reference that the kernel is about to get.
+    pub(super) fn reference(&self, node: &Node) {
+        // Under the table's lock, so that a forget at the same time does not drop the node.
+        let _nodes = self.nodes.lock();
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The kernel gives `count` references to an inode back.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        let node = {
+            let mut nodes = self.nodes.lock();
+            let Some(node) = nodes.get(&ino).cloned() else { return };
+            let before = node.lookups.fetch_sub(count, Ordering::Relaxed);
+            debug_assert!(before >= count, "forget of more references than were given");
+            if before > count {
+                return;
+            }
+            if !node.state.lock().times_dirty || self.writable().is_err() {
+                nodes.remove(&ino);
+            }
+            node
+        };
+        if let Err(error) = self.retire(&node) {
+            tracing::warn!(%ino, %error, "forgetting an inode");
+        }
+    }
+
+    /// Ends a node without users: its times are logged, or, without a name, it goes for good.
+    fn retire(&self, node: &Arc<Node>) -> Result<(), FsError> {
+        if self.writable().is_err() {
+            return Ok(());
+        }
+        let gate = self.branch.enter();
+        let gone = node.state.lock().record.nlink == 0;
+        if gone {
+            gate.open.forget(node.ino)?;
+        } else {
+            self.log_times(&gate, node)?;
+        }
+        let mut nodes = self.nodes.lock();
+        if node.lookups.load(Ordering::Relaxed) == 0 {
+            nodes.remove(&node.ino);
+        }
+        Ok(())
+    }
+
+    /// Ends `node` if the kernel holds no reference to it (its name was just removed).
+    pub(super) fn retire_unused(&self, node: &Arc<Node>) {
+        if node.lookups.load(Ordering::Relaxed) == 0
+            && let Err(error) = self.retire(node)
+        {
+            tracing::warn!(ino = %node.ino, %error, "dropping a removed file");
+        }
+    }
+
+    /// Every node in memory.
+    pub(super) fn all_nodes(&self) -> Vec<Arc<Node>> {
+        self.nodes.lock().values().cloned().collect()
+    }
+
+    /// Ends all nodes at unmount: logs times, drops files without a name.
+    pub fn retire_all(&self) -> Result<(), FsError> {
+        for node in self.all_nodes() {
+            node.lookups.store(0, Ordering::Relaxed);
+            self.retire(&node)?;
+        }
+        Ok(())
+    }
+
+    /// Drops inodes without a name that a killed process left in the open layer.
+    pub fn drop_orphans(&self) -> Result<(), FsError> {
+        self.writable()?;
+        let gate = self.branch.enter();
+        let mut orphans = Vec::new();
+        gate.open.for_each_inode(|record| {
+            if record.nlink == 0 {
+                orphans.push(record.ino);
+            }
+        });
+        for ino in orphans {
+            gate.open.forget(ino)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,11 @@
+//! The FUSE side: translate, call `fs`, reply. The transport stays behind this folder.
+
+pub mod adapter;
+mod convert;
+pub mod errno;
+pub mod metrics;
+pub mod session;
+mod workers;
+
+pub use metrics::{Metrics, RequestStats};
+pub use session::{FuseError, MountConfig, Session, Unmounter, mount};

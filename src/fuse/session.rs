@@ -1,0 +1,157 @@
+//! Mounting, and the threads that serve a mount.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use fuser::{Config, MountOption, SessionACL, SessionUnmounter};
+use parking_lot::Mutex;
+
+use super::adapter::Adapter;
+use super::metrics::Metrics;
+use crate::fs::Fs;
+
+/// Why a mount failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FuseError {
+    /// The kernel or fusermount3 refused.
+    #[error("mounting on {dir}: {source}", dir = dir.display())]
+    Mount {
+        /// The mount point.
+        dir: PathBuf,
+        /// The answer.
+        source: io::Error,
+    },
+    /// The session ended with an error.
+    #[error("serving {dir}: {source}", dir = dir.display())]
+    Session {
+        /// The mount point.
+        dir: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+}
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// Shown as the source in the mount table.
+    pub fs_name: String,
+    /// Mount read-only.
+    pub read_only: bool,
+    /// Let other users in (as the permissions of the files say).
+    pub allow_other: bool,
+    /// Further mount options, as after `-o`.
+    pub extra_options: Vec<String>,
+    /// Threads that answer requests.
+    pub threads: usize,
+}
+
+/// A mounted filesystem with its threads.
+pub struct Session {
+    dir: PathBuf,
+    thread: JoinHandle<io::Result<()>>,
+    unmounter: Unmounter,
+    /// Counts and latencies of requests.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Unmounts a session from any thread.
+#[derive(Clone)]
+pub struct Unmounter(Arc<Mutex<SessionUnmounter>>);
+
+impl Unmounter {
+    /// Unmounts; fails with EBUSY while files are open.
+    pub fn unmount(&self) -> io::Result<()> {
+        self.0.lock().unmount()
+    }
+}
+
+fn option(text: &str) -> MountOption {
+    match text {
+        "dev" => MountOption::Dev,
+        "nodev" => MountOption::NoDev,
+        "suid" => MountOption::Suid,
+        "nosuid" => MountOption::NoSuid,
+        "exec" => MountOption::Exec,
+        "noexec" => MountOption::NoExec,
+        "dirsync" => MountOption::DirSync,
+        "sync" => MountOption::Sync,
+        "ro" => MountOption::RO,
+        "rw" => MountOption::RW,
+        other => MountOption::CUSTOM(other.to_owned()),
+    }
+}
+
+fn options(config: &MountConfig) -> Config {
+    let mut mount_options = vec![
+        MountOption::FSName(config.fs_name.clone()),
+        MountOption::Subtype("cowfs".to_owned()),
+        // The kernel checks permissions, as on any local filesystem.
+        MountOption::DefaultPermissions,
+        // Reading must not write.
+        MountOption::NoAtime,
+    ];
+    let given = |name: &str| config.extra_options.iter().any(|option| option == name);
+    if !given("dev") {
+        mount_options.push(MountOption::NoDev);
+    }
+    if !given("suid") {
+        mount_options.push(MountOption::NoSuid);
+    }
+    if config.read_only {
+        mount_options.push(MountOption::RO);
+    }
+    for text in &config.extra_options {
+        let parsed = option(text);
+        if !mount_options.contains(&parsed) {
+            mount_options.push(parsed);
+        }
+    }
+    let mut out = Config::default();
+    out.mount_options = mount_options;
+    out.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
+    out.n_threads = Some(config.threads.max(1));
+    out.clone_fd = true;
+    out
+}
+
+/// Mounts `fs` and begins to serve it.
+pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
+    let metrics = Arc::new(Metrics::default());
+    let adapter = Adapter::new(fs, metrics.clone());
+    let failed = |source| FuseError::Mount { dir: config.dir.clone(), source };
+    let mut session =
+        fuser::Session::new(adapter, &config.dir, &options(config)).map_err(failed)?;
+    let unmounter = Unmounter(Arc::new(Mutex::new(session.unmount_callable())));
+    let thread = std::thread::Builder::new()
+        .name("cowfs-session".to_owned())
+        .spawn(move || session.run())
+        .map_err(failed)?;
+    Ok(Session { dir: config.dir.clone(), thread, unmounter, metrics })
+}
+
+impl Session {
+    /// A handle that unmounts.
+    pub fn unmounter(&self) -> Unmounter {
+        self.unmounter.clone()
+    }
+
+    /// Waits until the filesystem is unmounted, by whomever.
+    pub fn wait(self) -> Result<(), FuseError> {
+        let dir = self.dir;
+        match self.thread.join() {
+            Ok(Ok(())) => Ok(()),
+            // The kernel's way to say "unmounted".
+            Ok(Err(source)) if source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            Ok(Err(source)) => Err(FuseError::Session { dir, source }),
+            Err(_) => {
+                let source = io::Error::other("a serving thread panicked");
+                Err(FuseError::Session { dir, source })
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The real host filesystem.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice};
+
+use super::{Access, Allocate, HostFile, HostMetadata, Storage, sys};
+use crate::format::Timestamp;
+
+/// The filesystem of the host, called directly.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct HostStorage;
+
+struct RealFile(File);
+
+fn convert(meta: &std::fs::Metadata) -> HostMetadata {
+    HostMetadata {
+        len: meta.len(),
+        allocated: meta.blocks() * 512,
+        mtime: Timestamp { secs: meta.mtime(), nanos: meta.mtime_nsec() as u32 },
+        ino: meta.ino(),
+    }
+}
+
+impl HostFile for RealFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        self.0.write_at(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn metadata(&self) -> io::Result<HostMetadata> {
+        Ok(convert(&self.0.metadata()?))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn allocate(&self, mode: Allocate, offset: u64, len: u64) -> io::Result<()> {
+        let flags = match mode {
+            Allocate::Extend => FallocateFlags::empty(),
+            Allocate::KeepSize => FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            Allocate::PunchHole => {
+                FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE
+            }
+            Allocate::ZeroExtend => FallocateFlags::FALLOC_FL_ZERO_RANGE,
+            Allocate::ZeroKeepSize => {
+                FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE
+            }
+        };
+        Ok(nix::fcntl::fallocate(self.0.as_fd(), flags, offset as i64, len as i64)?)
+    }
+
+    fn seek_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        sys::seek(self.0.as_fd(), offset, libc::SEEK_DATA)
+    }
+
+    fn seek_hole(&self, offset: u64) -> io::Result<Option<u64>> {
+        sys::seek(self.0.as_fd(), offset, libc::SEEK_HOLE)
+    }
+
+    fn copy_from(&self, source: &dyn HostFile, from: u64, to: u64, len: u64) -> io::Result<u64> {
+        sys::copy_range(source.descriptor(), from, self.0.as_fd(), to, len)
+    }
+
+    fn start_write_out(&self, offset: u64, len: u64) {
+        sys::start_write_out(self.0.as_fd(), offset, len);
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        // A hint that fails costs only speed.
+        let _ = nix::fcntl::posix_fadvise(
+            self.0.as_fd(),
+            offset as i64,
+            len as i64,
+            PosixFadviseAdvice::POSIX_FADV_WILLNEED,
+        );
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Storage for HostStorage {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn HostFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(access != Access::Read).mode(0o600);
+        // Never follow a symbolic link that somebody put in the place of a data file.
+        options.custom_flags(libc::O_NOFOLLOW);
+        match access {
+            Access::Read | Access::ReadWrite => {}
+            Access::Create => {
+                options.create(true);
+            }
+            Access::CreateEmpty => {
+                options.create(true).truncate(true);
+            }
+        }
+        Ok(Arc::new(RealFile(options.open(path)?)))
+    }
+
+    fn metadata(&self, path: &Path) -> io::Result<HostMetadata> {
+        Ok(convert(&std::fs::symlink_metadata(path)?))
+    }
+
+    fn create_dirs(&self, path: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(path)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+}

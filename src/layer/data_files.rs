@@ -1,0 +1,193 @@
+//! The data files of a store: where they lie, opened through a bounded pool.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::LayerError;
+use crate::format::index::Index;
+use crate::format::{AdoptedSource, GRANULE_BYTES, Ino, LayerId, OwnedRun};
+use crate::io::pool::FilePool;
+use crate::io::{Access, HostFile, Storage, read_full_at};
+
+/// An adopted directory that serves as a base layer.
+struct AdoptedBase {
+    dir: PathBuf,
+    index: Arc<Index>,
+}
+
+/// Opens, reads and removes the data files of every layer of a store.
+pub struct DataFiles {
+    /// The host.
+    pub storage: Arc<dyn Storage>,
+    layers: PathBuf,
+    pool: FilePool,
+    adopted: RwLock<HashMap<LayerId, Arc<AdoptedBase>>>,
+    entries_synced: Mutex<HashSet<PathBuf>>,
+}
+
+impl DataFiles {
+    /// Data files below `layers` (a store's `layers/`), with at most `descriptors` kept open.
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        layers: PathBuf,
+        descriptors: NonZeroUsize,
+    ) -> Arc<DataFiles> {
+        Arc::new(DataFiles {
+            storage,
+            layers,
+            pool: FilePool::new(descriptors),
+            adopted: RwLock::default(),
+            entries_synced: Mutex::default(),
+        })
+    }
+
+    /// The directory of a layer.
+    pub fn layer_dir(&self, layer: LayerId) -> PathBuf {
+        self.layers.join(layer.dir_name())
+    }
+
+    /// Where a layer's own data file of `ino` lies.
+    pub fn path(&self, layer: LayerId, ino: Ino) -> PathBuf {
+        self.layer_dir(layer).join(ino.data_path())
+    }
+
+    /// Declares that the contents of `layer` lie in `dir`, described by `index`.
+    pub fn adopt(&self, layer: LayerId, dir: PathBuf, index: Arc<Index>) {
+        self.adopted.write().insert(layer, Arc::new(AdoptedBase { dir, index }));
+    }
+
+    /// The data file of the open layer, if it exists.
+    pub fn open_own(&self, layer: LayerId, ino: Ino) -> io::Result<Option<Arc<dyn HostFile>>> {
+        let path = self.path(layer, ino);
+        match self.pool.get((layer, ino), || self.storage.open(&path, Access::ReadWrite)) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The data file of the open layer, made if it is missing.
+    pub fn create_own(&self, layer: LayerId, ino: Ino) -> io::Result<Arc<dyn HostFile>> {
+        let path = self.path(layer, ino);
+        self.pool.get((layer, ino), || match self.storage.open(&path, Access::Create) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if let Some(parent) = path.parent() {
+                    self.storage.create_dirs(parent)?;
+                }
+                self.storage.open(&path, Access::Create)
+            }
+            other => other,
+        })
+    }
+
+    /// Makes the directory entry of a new data file durable.
+    pub fn sync_entry(&self, layer: LayerId, ino: Ino) -> io::Result<()> {
+        let path = self.path(layer, ino);
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        self.storage.sync_dir(dir)?;
+        // The directories above are made once per layer, so they need to be synced once.
+        for above in dir.ancestors().skip(1).take(2) {
+            if !self.entries_synced.lock().contains(above) {
+                self.storage.sync_dir(above)?;
+                self.entries_synced.lock().insert(above.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a data file for good.
+    pub fn destroy(&self, layer: LayerId, ino: Ino) -> io::Result<()> {
+        self.pool.forget((layer, ino));
+        self.storage.remove_file(&self.path(layer, ino))
+    }
+
+    /// Reads within one run of an immutable layer: `buf` from byte `offset` of its data file.
+    /// What lies past the end of the data file reads as zeros.
+    pub fn read_run(&self, run: OwnedRun, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
+        let adopted = self.adopted.read().get(&run.layer).cloned();
+        if let Some(base) = adopted {
+            return self.read_adopted(&base, run, buf, offset);
+        }
+        let path = self.path(run.layer, run.file);
+        let what = "opening a data file of a sealed layer";
+        let file = self
+            .pool
+            .get((run.layer, run.file), || self.storage.open(&path, Access::ReadWrite))
+            .map_err(LayerError::host(run.layer, what))?;
+        read_full_at(&*file, buf, offset).map_err(LayerError::host(run.layer, "reading"))
+    }
+
+    /// Tells the host that a run is about to be read.
+    pub fn will_need(&self, run: OwnedRun) {
+        if self.adopted.read().contains_key(&run.layer) {
+            return;
+        }
+        let path = self.path(run.layer, run.file);
+        let open = || self.storage.open(&path, Access::ReadWrite);
+        if let Ok(file) = self.pool.get((run.layer, run.file), open) {
+            file.will_need(
+                u64::from(run.source) * GRANULE_BYTES,
+                u64::from(run.len) * GRANULE_BYTES,
+            );
+        }
+    }
+
+    fn read_adopted(
+        &self,
+        base: &AdoptedBase,
+        run: OwnedRun,
+        buf: &mut [u8],
+        offset: u64,
+    ) -> Result<(), LayerError> {
+        let index_path = self.layer_dir(run.layer).join("index");
+        let record = base.index.inode(run.file).map_err(|source| LayerError::Damaged {
+            layer: run.layer,
+            path: index_path,
+            source,
+        })?;
+        let Some(source) = record.and_then(|record| record.adopted) else {
+            return Err(LayerError::AdoptedChanged {
+                path: base.dir.clone(),
+                change: "the index has no such file",
+            });
+        };
+        let path = base.dir.join(std::ffi::OsStr::new(
+            <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&source.path),
+        ));
+        let open = || self.storage.open(&path, Access::Read);
+        let file = match self.pool.get((run.layer, run.file), open) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(LayerError::AdoptedChanged { path, change: "it is gone" });
+            }
+            Err(e) => return Err(LayerError::host(run.layer, "opening an adopted file")(e)),
+        };
+        read_full_at(&*file, buf, offset).map_err(LayerError::host(run.layer, "reading"))?;
+        // After the read: a change that came before the bytes were taken must not go unnoticed.
+        let now = file.metadata().map_err(LayerError::host(run.layer, "checking"))?;
+        match difference(&source, &now) {
+            None => Ok(()),
+            Some(change) => {
+                tracing::error!(path = %path.display(), change, "adopted base changed");
+                Err(LayerError::AdoptedChanged { path, change })
+            }
+        }
+    }
+}
+
+fn difference(then: &AdoptedSource, now: &crate::io::HostMetadata) -> Option<&'static str> {
+    if then.host_ino != now.ino {
+        Some("another file took its place")
+    } else if then.size != now.len {
+        Some("its size differs")
+    } else if then.mtime != now.mtime {
+        Some("its modification time differs")
+    } else {
+        None
+    }
+}

@@ -1,0 +1,68 @@
+//! One layer: what it owns, how it records that, and how stacked layers resolve to owners.
+
+pub mod data_files;
+pub mod log;
+pub mod names;
+pub mod open;
+pub mod open_file;
+pub mod owner_map;
+pub mod presence;
+pub mod replay;
+pub mod sealed;
+pub mod read;
+pub mod sync;
+pub mod write;
+
+use std::path::PathBuf;
+
+use crate::format::{Ino, LayerId};
+
+/// What can go wrong inside a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The host refused a call on a file of the store.
+    #[error("layer {layer:012x}: {what}: {source}", layer = layer.0)]
+    Host {
+        /// The layer.
+        layer: LayerId,
+        /// What was being done.
+        what: &'static str,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// Bytes on disk are not what was written.
+    #[error("layer {layer:012x}: {path}: {source}", layer = layer.0, path = path.display())]
+    Damaged {
+        /// The layer.
+        layer: LayerId,
+        /// The file with the damage.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: crate::format::FormatError,
+    },
+    /// An earlier fsync of the file failed: what the disk holds is unknown until it is checked.
+    #[error("layer {layer:012x}: an earlier sync of inode {ino} failed; remount and check the branch", layer = layer.0)]
+    Latched {
+        /// The layer.
+        layer: LayerId,
+        /// The file, or `Ino(0)` for the journal.
+        ino: Ino,
+    },
+    /// A file of an adopted base is not as it was when it was adopted.
+    #[error("adopted file {path} was changed from outside ({change}); its contents cannot be trusted", path = path.display())]
+    AdoptedChanged {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        change: &'static str,
+    },
+}
+
+impl LayerError {
+    pub(crate) fn host(
+        layer: LayerId,
+        what: &'static str,
+    ) -> impl FnOnce(std::io::Error) -> LayerError {
+        move |source| LayerError::Host { layer, what, source }
+    }
+}

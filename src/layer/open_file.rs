@@ -1,0 +1,215 @@
+//! What an open layer knows of one regular file that it touched.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::data_files::DataFiles;
+use super::presence::Presence;
+use crate::format::{Granule, GranuleRange, Ino, LayerId, LayoutDelta, OwnedRun};
+
+/// Which parts of the file the layer owns, and how long the file is.
+#[derive(Default, Clone)]
+pub struct Ownership {
+    /// The layer owns all of the file: lower layers never show, holes read as zeros.
+    pub private: bool,
+    /// Contents of lower layers at or past this granule are gone.
+    pub floor: Granule,
+    /// Granules owned by this layer; not kept for a private file.
+    pub present: Presence,
+    /// The file's size in bytes: the length of the data file.
+    pub size: u64,
+}
+
+/// A regular file that the open layer owns, wholly or in part.
+///
+/// Lock order: `writers`, then `ownership` or `pending` (never both), each held for memory
+/// operations only, except `writers`, which orders whole writes.
+pub struct OpenFile {
+    /// The inode.
+    pub ino: Ino,
+    /// The layer.
+    pub layer: LayerId,
+    /// Held shared by writes to granules already owned, exclusively by whatever takes ownership
+    /// of part of a granule or changes the size downwards.
+    pub writers: RwLock<()>,
+    /// What is owned. Held for memory operations only.
+    pub ownership: RwLock<Ownership>,
+    /// Orders the fsyncs of this file.
+    pub sync_turn: Mutex<()>,
+    /// A sync failed: every later one fails too, until the branch is remounted and checked.
+    pub failed: AtomicBool,
+    /// Written since the last sync began.
+    pub dirty: AtomicBool,
+    /// The data file's directory entry is durable.
+    pub entry_durable: AtomicBool,
+    /// The journal ticket of the last ownership record.
+    pub layout_ticket: AtomicU64,
+    pending: Mutex<Pending>,
+    pinned: Mutex<Option<Arc<dyn HostFilePin>>>,
+}
+
+// A readable name for what is pinned: the descriptor that saw the writes must see their errors.
+use crate::io::HostFile as HostFilePin;
+
+/// Ownership changes that the journal has not been told of.
+struct Pending {
+    changed: bool,
+    private: bool,
+    floor: Granule,
+    cut: Granule,
+    added: Presence,
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Pending {
+            changed: false,
+            private: false,
+            floor: Granule::MAX,
+            cut: Granule::MAX,
+            added: Presence::default(),
+        }
+    }
+}
+
+impl OpenFile {
+    /// A file of `size` bytes of which the layer owns all (`private`) or nothing yet.
+    pub fn new(layer: LayerId, ino: Ino, private: bool, size: u64) -> OpenFile {
+        let ownership =
+            Ownership { private, floor: Granule::MAX, present: Presence::default(), size };
+        OpenFile {
+            ino,
+            layer,
+            writers: RwLock::new(()),
+            ownership: RwLock::new(ownership),
+            sync_turn: Mutex::new(()),
+            failed: AtomicBool::new(false),
+            dirty: AtomicBool::new(false),
+            entry_durable: AtomicBool::new(false),
+            layout_ticket: AtomicU64::new(0),
+            pending: Mutex::default(),
+            pinned: Mutex::new(None),
+        }
+    }
+
+    /// Whether a sync would have anything to do.
+    pub fn needs_sync(&self) -> bool {
+        self.dirty.load(Ordering::Acquire)
+            || self.failed.load(Ordering::Acquire)
+            || self.layout_ticket.load(Ordering::Acquire) > 0
+            || self.pending.lock().changed
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.ownership.read().size
+    }
+
+    /// The data file, made if it is missing.
+    pub fn host(&self, data: &DataFiles) -> io::Result<Arc<dyn HostFilePin>> {
+        if let Some(pinned) = &*self.pinned.lock() {
+            return Ok(pinned.clone());
+        }
+        data.create_own(self.layer, self.ino)
+    }
+
+    /// The data file, or `None` while nothing was ever written.
+    pub fn existing_host(&self, data: &DataFiles) -> io::Result<Option<Arc<dyn HostFilePin>>> {
+        if let Some(pinned) = &*self.pinned.lock() {
+            return Ok(Some(pinned.clone()));
+        }
+        data.open_own(self.layer, self.ino)
+    }
+
+    /// Notes that `host` was written to: called after the write, before the reply.
+    pub fn mark_dirty(&self, host: &Arc<dyn HostFilePin>) {
+        let mut pinned = self.pinned.lock();
+        if pinned.is_none() {
+            *pinned = Some(host.clone());
+        }
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Lets the descriptor go back to the pool's care once everything is synced.
+    pub fn unpin_if_clean(&self) {
+        let mut pinned = self.pinned.lock();
+        if !self.dirty.load(Ordering::Acquire) {
+            *pinned = None;
+        }
+    }
+
+    /// Whether the descriptor is held because of unsynced writes.
+    pub fn is_pinned(&self) -> bool {
+        self.pinned.lock().is_some()
+    }
+
+    /// Applies a change of ownership and notes it for the journal's next sync.
+    pub fn apply(&self, delta: &LayoutDelta) {
+        {
+            let mut own = self.ownership.write();
+            apply_to(&mut own, delta);
+        }
+        let mut pending = self.pending.lock();
+        pending.changed = true;
+        pending.private |= delta.private;
+        pending.floor = pending.floor.min(delta.floor);
+        pending.cut = pending.cut.min(delta.cut);
+        pending.added.cut(delta.cut);
+        for range in &delta.added {
+            pending.added.insert(*range);
+        }
+    }
+
+    /// Restores ownership that the journal holds already.
+    pub fn restore(&self, delta: &LayoutDelta) {
+        apply_to(&mut self.ownership.write(), delta);
+    }
+
+    /// Takes what the journal does not know, as one delta.
+    pub fn take_pending(&self) -> Option<LayoutDelta> {
+        let pending = std::mem::take(&mut *self.pending.lock());
+        pending.changed.then(|| LayoutDelta {
+            ino: self.ino,
+            private: pending.private,
+            floor: pending.floor,
+            cut: pending.cut,
+            added: pending.added.ranges().collect(),
+        })
+    }
+
+    /// This layer's ownership as runs, with (private, floor). The data file must exist if the
+    /// file is private and not empty.
+    pub fn layout(&self) -> (bool, Granule, Vec<OwnedRun>) {
+        let own = self.ownership.read();
+        let end = crate::format::id::granules_spanned(own.size);
+        let run = |range: GranuleRange| OwnedRun {
+            start: range.start,
+            len: range.end - range.start,
+            layer: self.layer,
+            file: self.ino,
+            source: range.start,
+        };
+        let runs = if own.private {
+            if end == 0 { Vec::new() } else { vec![run(GranuleRange { start: 0, end })] }
+        } else {
+            own.present.ranges().map(run).collect()
+        };
+        (own.private, own.floor, runs)
+    }
+}
+
+fn apply_to(own: &mut Ownership, delta: &LayoutDelta) {
+    own.present.cut(delta.cut);
+    own.floor = own.floor.min(delta.floor);
+    own.private |= delta.private;
+    if own.private {
+        own.present = Presence::default();
+        return;
+    }
+    for range in &delta.added {
+        own.present.insert(*range);
+    }
+}

@@ -1,0 +1,91 @@
+//! fsync: data first, then the journal, then a receipt.
+
+use std::sync::atomic::Ordering;
+
+use super::LayerError;
+use super::log::Ticket;
+use super::open::OpenLayer;
+use super::open_file::OpenFile;
+use crate::format::Ino;
+use crate::format::journal::Record;
+
+/// Proof that what was asked for is on stable storage. Only code that synced can make one, and
+/// the reply to an fsync takes one.
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct Durable(());
+
+impl Durable {
+    pub(super) fn witnessed() -> Durable {
+        Durable(())
+    }
+
+    /// For files whose contents were durable before they became visible: sealed, finalized layers.
+    pub fn sealed() -> Durable {
+        Durable(())
+    }
+}
+
+impl OpenLayer {
+    /// Makes one file's data, its ownership and its inode durable as far as this layer holds them.
+    ///
+    /// A file with nothing unsynced costs no call to the host.
+    pub fn sync_file(&self, ino: Ino) -> Result<Durable, LayerError> {
+        let mut ticket = self.inode_ticket(ino);
+        if let Some(file) = self.file(ino) {
+            ticket = ticket.max(self.sync_data(&file)?);
+        }
+        self.log.sync_to(ticket)
+    }
+
+    /// Makes everything durable that this layer holds.
+    pub fn sync_all(&self) -> Result<Durable, LayerError> {
+        for file in self.all_files() {
+            self.sync_data(&file)?;
+        }
+        self.log.sync_to(self.log.last_ticket())
+    }
+
+    /// Makes names and inodes durable: what fsync of a directory promises.
+    pub fn sync_names(&self) -> Result<Durable, LayerError> {
+        self.log.sync_to(self.log.last_ticket())
+    }
+
+    /// fdatasync of one data file, then its ownership into the journal's queue.
+    fn sync_data(&self, file: &OpenFile) -> Result<Ticket, LayerError> {
+        if !file.needs_sync() {
+            return Ok(0);
+        }
+        // One at a time per file, so that a second caller cannot return before the first is done.
+        let _turn = file.sync_turn.lock();
+        let latched = || LayerError::Latched { layer: self.id, ino: file.ino };
+        if file.failed.load(Ordering::Acquire) {
+            return Err(latched());
+        }
+        // Ownership noted before this point has its data written: writers note it afterwards.
+        let pending = file.take_pending();
+        if file.dirty.swap(false, Ordering::AcqRel)
+            && let Err(source) = self.sync_host(file)
+        {
+            file.failed.store(true, Ordering::Release);
+            tracing::error!(layer = %self.id.dir_name(), ino = %file.ino, error = %source, "fdatasync failed: file latched");
+            return Err(LayerError::Host { layer: self.id, what: "syncing a data file", source });
+        }
+        file.unpin_if_clean();
+        let mut ticket = 0;
+        if let Some(delta) = pending {
+            ticket = self.log.append_synced(&[Record::Layout(delta)]);
+            file.layout_ticket.fetch_max(ticket, Ordering::AcqRel);
+        }
+        Ok(ticket.max(file.layout_ticket.load(Ordering::Acquire)))
+    }
+
+    fn sync_host(&self, file: &OpenFile) -> std::io::Result<()> {
+        let Some(host) = file.existing_host(&self.data)? else { return Ok(()) };
+        host.sync_data()?;
+        if !file.entry_durable.swap(true, Ordering::AcqRel) {
+            self.data.sync_entry(self.id, file.ino)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,12 @@
+//! cowfs: a FUSE filesystem that forks a running Postgres data directory in constant time.
+//!
+//! Folders depend downwards only (docs/ARCHITECTURE.md has the map; tests/tidy.rs proves it):
+//! `cli` > `serve` > `fuse` > `fs` > `branch` > `catalog`, `layer` > `io`, `format`.
+
+pub mod format;
+pub mod branch;
+pub mod catalog;
+pub mod fs;
+pub mod fuse;
+pub mod io;
+pub mod layer;
