@@ -3,10 +3,14 @@
 //! Folders depend downwards only (docs/ARCHITECTURE.md has the map; tests/tidy.rs proves it):
 //! `cli` > `serve` > `fuse` > `fs` > `branch` > `catalog`, `layer` > `io`, `format`.
 
-pub mod format;
 pub mod branch;
 pub mod catalog;
+pub mod cli;
+pub mod format;
 pub mod fs;
 pub mod fuse;
+pub mod import;
 pub mod io;
 pub mod layer;
+pub mod postgres;
+pub mod serve;

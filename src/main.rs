@@ -1,1 +1,5 @@
-fn main() {}
+//! Parse, set up tracing, run, exit.
+
+fn main() -> std::process::ExitCode {
+    cowfs::cli::main()
+}

@@ -57,17 +57,30 @@ fn sources() -> Vec<Source> {
     files_below(&root().join("src"), &mut paths);
     paths.retain(|path| path.extension().is_some_and(|e| e == "rs"));
     paths.sort();
-    paths
-        .iter()
-        .map(|path| {
-            let text = fs::read_to_string(path).unwrap();
-            let code = mask(&text);
-            let path = relative(path);
-            // A module of tests in a file of its own is tests from its first line to its last.
-            let is_tests = path.ends_with("/tests.rs") || path.contains("/tests/");
-            let code_untested = if is_tests { String::new() } else { without_tests(&code) };
-            Source { path, code, code_untested }
-        })
+    let read = |path: &PathBuf| (relative(path), mask(&fs::read_to_string(path).unwrap()));
+    let files: Vec<(String, String)> = paths.iter().map(read).collect();
+    let only_tests: Vec<String> =
+        files.iter().flat_map(|(path, code)| test_module_files(path, code)).collect();
+    let source = |(path, code): (String, String)| {
+        let in_tests = only_tests.contains(&path) || path.contains("/tests/");
+        let code_untested = if in_tests { String::new() } else { without_tests(&code) };
+        Source { path, code, code_untested }
+    };
+    files.into_iter().map(source).collect()
+}
+
+/// The files of modules that `code` declares for tests only: `#[cfg(test)] mod name;`.
+fn test_module_files(path: &str, code: &str) -> Vec<String> {
+    let (dir, file) = path.rsplit_once('/').unwrap();
+    let here = match file {
+        "mod.rs" | "lib.rs" | "main.rs" => dir.to_owned(),
+        _ => path.trim_end_matches(".rs").to_owned(),
+    };
+    let after = |at: usize| code[at + "#[cfg(test)]".len()..].split_once(';');
+    code.match_indices("#[cfg(test)]")
+        .filter_map(|(at, _)| after(at)?.0.split_once("mod "))
+        .filter(|(_, name)| name.bytes().all(is_word))
+        .map(|(_, name)| format!("{here}/{name}.rs"))
         .collect()
 }
 
@@ -233,8 +246,11 @@ fn functions(code: &str) -> Vec<(String, usize, usize)> {
     let bytes = code.as_bytes();
     let mut found = Vec::new();
     for at in words(code, "fn") {
-        let name: String =
-            code[at + 2..].trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let name: String = code[at + 2..]
+            .trim_start()
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect();
         if name.is_empty() {
             continue; // the type `fn(..)`
         }
@@ -280,7 +296,8 @@ fn imports(code: &str) -> Vec<(String, usize)> {
 
 /// `a::b` names `a`; `{a::x, b::{c, d}}` names `a` and `b`.
 fn first_segments(path: &str) -> Vec<String> {
-    let word = |s: &str| s.trim_start().chars().take_while(|c| is_word(*c as u8)).collect::<String>();
+    let word =
+        |s: &str| s.trim_start().chars().take_while(|c| is_word(*c as u8)).collect::<String>();
     if !path.starts_with('{') {
         return vec![word(path)];
     }
@@ -308,7 +325,10 @@ fn assert_none(what: &str, found: &[String]) {
 #[test]
 fn a_folder_imports_only_from_folders_below_it() {
     let order = folders();
-    assert!(order.len() >= 10, "the table of folders in docs/ARCHITECTURE.md was not understood: {order:?}");
+    assert!(
+        order.len() >= 10,
+        "the table of folders in docs/ARCHITECTURE.md was not understood: {order:?}"
+    );
     let rank = |name: &str| order.iter().position(|folder| folder == name);
     let mut wrong = Vec::new();
     for source in sources() {
@@ -318,7 +338,10 @@ fn a_folder_imports_only_from_folders_below_it() {
             continue; // it only declares the folders
         }
         let Some(here_rank) = rank(here) else {
-            wrong.push(format!("{}: '{here}' is not in the table of docs/ARCHITECTURE.md", source.path));
+            wrong.push(format!(
+                "{}: '{here}' is not in the table of docs/ARCHITECTURE.md",
+                source.path
+            ));
             continue;
         };
         for (name, line) in imports(&source.code_untested) {
@@ -338,7 +361,8 @@ fn the_library_declares_exactly_the_folders_of_the_map() {
     let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let order = folders();
     let code = mask(&lib);
-    let declared: Vec<String> = words(&code, "mod").iter().map(|at| first_segments(&code[at + 3..]).concat()).collect();
+    let declared: Vec<String> =
+        words(&code, "mod").iter().map(|at| first_segments(&code[at + 3..]).concat()).collect();
     let unknown: Vec<String> = declared.into_iter().filter(|name| !order.contains(name)).collect();
     assert_none("folders that docs/ARCHITECTURE.md does not name", &unknown);
 }
@@ -361,7 +385,11 @@ fn files_are_short() {
         let lines = source.code_untested.lines().filter(|line| !line.trim().is_empty()).count();
         check_ratchet(&source.path, lines, FILE_LINES_MAX, LONG_FILES, &mut wrong);
     }
-    assert_stale_free(LONG_FILES, &sources().iter().map(|s| s.path.clone()).collect::<Vec<_>>(), &mut wrong);
+    assert_stale_free(
+        LONG_FILES,
+        &sources().iter().map(|s| s.path.clone()).collect::<Vec<_>>(),
+        &mut wrong,
+    );
     assert_none("length of files without tests, comments and empty lines", &wrong);
 }
 
@@ -379,11 +407,21 @@ fn functions_are_short() {
     assert_none("length of functions", &wrong);
 }
 
-fn check_ratchet(name: &str, lines: usize, max: usize, known: &[(&str, usize)], wrong: &mut Vec<String>) {
+fn check_ratchet(
+    name: &str,
+    lines: usize,
+    max: usize,
+    known: &[(&str, usize)],
+    wrong: &mut Vec<String>,
+) {
     match known.iter().find(|(known_name, _)| *known_name == name) {
-        Some((_, allowed)) if lines > *allowed => wrong.push(format!("{name}: grew from {allowed} to {lines}")),
+        Some((_, allowed)) if lines > *allowed => {
+            wrong.push(format!("{name}: grew from {allowed} to {lines}"));
+        }
         Some((_, allowed)) if lines < *allowed => {
-            wrong.push(format!("{name}: is down to {lines}; lower its entry ({allowed}) or remove it"));
+            wrong.push(format!(
+                "{name}: is down to {lines}; lower its entry ({allowed}) or remove it"
+            ));
         }
         None if lines > max => wrong.push(format!("{name}: {lines} lines, at most {max}")),
         _ => {}
@@ -415,7 +453,8 @@ fn names_say_what_is_inside() {
 fn no_leftovers() {
     // Written in two halves so that this file does not find itself.
     let in_code = ["todo!", "unimplemented!", "dbg!"];
-    let in_text = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("HA", "CK")];
+    let in_text =
+        [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("HA", "CK")];
     let mut wrong = Vec::new();
     for source in sources() {
         for word in in_code {
@@ -458,10 +497,14 @@ fn nothing_depends_on_one_machine() {
 
 #[test]
 fn the_masking_of_this_test_is_right() {
-    let code = mask("let a = \"unsafe \\\" {\"; // unsafe\nlet b = r#\"{\"#; let c = '{'; fn f<'a>(x: &'a u8) { /* } */ g() }");
+    let code = mask(
+        "let a = \"unsafe \\\" {\"; // unsafe\nlet b = r#\"{\"#; let c = '{'; fn f<'a>(x: &'a u8) { /* } */ g() }",
+    );
     assert!(words(&code, "unsafe").is_empty());
     assert_eq!(code.matches('{').count(), 1);
     assert_eq!(functions(&code), vec![("f".to_owned(), 2, 1)]);
     assert_eq!(first_segments("{fs::Fs, io::{self, Storage}, branch}"), ["fs", "io", "branch"]);
     assert_eq!(without_tests("a #[cfg(test)] mod tests { x { } } b"), "a  b");
+    assert_eq!(test_module_files("src/a/mod.rs", "#[cfg(test)]\nmod x;"), ["src/a/x.rs"]);
+    assert_eq!(test_module_files("src/a/b.rs", "#[cfg(test)] mod t { mod x; }"), [""; 0]);
 }

@@ -210,7 +210,7 @@ pub fn create_empty(
         uid: by.uid,
         command: by.command.clone(),
     };
-    let row = store.catalog.create_branch(new, NewLayer { id: head, parent: None })?;
+    let row = store.catalog.create_branch(&new, NewLayer { id: head, parent: None })?;
     store.catalog.mark_layer_used(head)?;
     Ok(row)
 }

@@ -15,7 +15,7 @@ pub struct GranuleRange {
 ///
 /// Granule `start + i` of the file reads granule `source + i` of data file `file` in `layer`, for
 /// `i < len`. Ordinarily `file` is the file itself and `source == start` (same-offset data files);
-/// they differ only for ranges that copy_file_range shared.
+/// they differ only for ranges that `copy_file_range(2)` shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OwnedRun {
     /// First granule within the file.
@@ -51,7 +51,13 @@ pub struct LayoutDelta {
 impl LayoutDelta {
     /// A delta for `ino` that changes nothing.
     pub fn unchanged(ino: Ino) -> LayoutDelta {
-        LayoutDelta { ino, private: false, floor: Granule::MAX, cut: Granule::MAX, added: Vec::new() }
+        LayoutDelta {
+            ino,
+            private: false,
+            floor: Granule::MAX,
+            cut: Granule::MAX,
+            added: Vec::new(),
+        }
     }
 }
 

@@ -14,6 +14,9 @@ mod inode_codec;
 pub mod journal;
 pub mod layout;
 pub mod name_hash;
+#[cfg(test)]
+#[allow(clippy::indexing_slicing)]
+mod samples;
 
 pub use error::FormatError;
 pub use id::{BranchId, GRANULE_BYTES, Granule, Ino, LayerId};

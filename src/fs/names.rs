@@ -74,7 +74,7 @@ impl Fs {
     }
 
     /// A directory that names can be made in.
-    fn directory(&self, dir: Ino) -> Result<Arc<Node>, FsError> {
+    pub(super) fn directory(&self, dir: Ino) -> Result<Arc<Node>, FsError> {
         let node = self.node(dir)?;
         if node.kind != FileKind::Directory {
             return Err(FsError::NotDirectory);

@@ -43,7 +43,7 @@ impl Fs {
             (_, None) => None,
         };
         self.refuse_loop(&moved, to.0)?;
-        let parents = (self.node(from.0)?, self.node(to.0)?);
+        let parents = (self.directory(from.0)?, self.directory(to.0)?);
         match (&replaced, mode) {
             (Some(other), RenameMode::Exchange) => {
                 self.refuse_loop(other, from.0)?;

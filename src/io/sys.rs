@@ -57,3 +57,45 @@ pub fn map_immutable(file: &std::fs::File) -> io::Result<memmap2::Mmap> {
     // no wrong bytes are served (docs/SEMANTICS.md lists it among the assumptions).
     unsafe { memmap2::Mmap::map(file) }
 }
+
+/// `ioctl(FICLONE)`: makes `target` share all extents of `source`, without copying.
+pub fn clone_file(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: FICLONE takes the source descriptor by value; both are open for the borrow.
+    let result = unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONE, source.as_raw_fd()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether the file has extended attributes that people set: `user.*` or an access control list.
+///
+/// `fd` may be opened with `O_PATH`. Without `/proc`, or where attributes do not exist: no.
+pub fn has_portable_xattrs(fd: BorrowedFd<'_>) -> bool {
+    // flistxattr refuses O_PATH descriptors; their links in /proc are followed to the file itself.
+    let Ok(path) = std::ffi::CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
+        return false;
+    };
+    // SAFETY: a null list of size 0 asks for the size only; the path is NUL-terminated.
+    let size = unsafe { libc::listxattr(path.as_ptr(), std::ptr::null_mut(), 0) };
+    let Ok(size @ 1..) = usize::try_from(size) else { return false };
+    // Room for what is added in between; a list that outgrows it is not worth a loop.
+    let mut names = vec![0_u8; size + 256];
+    // SAFETY: the buffer is as long as said; the path is NUL-terminated.
+    let size =
+        unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    let Some(names) = usize::try_from(size).ok().and_then(|size| names.get(..size)) else {
+        return false;
+    };
+    names
+        .split(|byte| *byte == 0)
+        .any(|name| name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_"))
+}
+
+/// `PR_SET_IO_FLUSHER` of `<linux/prctl.h>` (Linux 5.6); the libc crate does not have it.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// `prctl(PR_SET_IO_FLUSHER)`: the kernel never waits for this process' own write-back when this
+/// process asks it for memory. Needs `CAP_SYS_RESOURCE`; threads started later inherit it.
+pub fn set_io_flusher() -> io::Result<()> {
+    // SAFETY: takes no pointers and changes only flags of the calling thread.
+    let done = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1_u64, 0_u64, 0_u64, 0_u64) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

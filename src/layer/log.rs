@@ -19,7 +19,10 @@ use crate::format::journal::{LogHeader, LogKind, Record, encode_frame};
 use crate::format::{Ino, LayerId};
 use crate::io::{Access, HostFile, Storage, write_all_at};
 
-/// Counts the frames queued for a journal; durable up to some ticket means durable up to there.
+/// For an estimate of what queued records will take in the journal.
+const RECORD_BYTES_TYPICAL: u64 = 128;
+
+/// Counts the changes queued for a journal; durable up to some ticket means durable up to there.
 pub type Ticket = u64;
 
 /// Called once, before the first frame of a layer becomes durable.
@@ -39,7 +42,7 @@ struct Queue {
     volatile: Option<Arc<dyn HostFile>>,
     journal_end: LogEnd,
     volatile_end: LogEnd,
-    queued: Vec<u8>,
+    queued: Vec<Record>,
     queued_to: Ticket,
     durable_to: Ticket,
     entry_durable: bool,
@@ -124,7 +127,10 @@ impl Log {
     /// Bytes in the journal and in the volatile log.
     pub fn sizes(&self) -> (u64, u64) {
         let queue = self.queue.lock();
-        (queue.journal_end.bytes + queue.queued.len() as u64, queue.volatile_end.bytes)
+        (
+            queue.journal_end.bytes + queue.queued.len() as u64 * RECORD_BYTES_TYPICAL,
+            queue.volatile_end.bytes,
+        )
     }
 
     /// Makes every frame up to `ticket` durable; those who wait at once share one sync.
@@ -148,7 +154,8 @@ impl Log {
             let journal = self.journal(&mut queue);
             drop(queue);
             let outcome = journal.and_then(|(journal, offset_min)| {
-                self.write_batch(&*journal, &batch, offset.max(offset_min), entry_durable)
+                let batch = (batch.as_slice(), batch_to);
+                self.write_batch(&*journal, batch, offset.max(offset_min), entry_durable)
             });
             queue = self.queue.lock();
             queue.syncing = false;
@@ -161,7 +168,7 @@ impl Log {
                 Err(Failed::BeforeSync(source)) => {
                     // Nothing was claimed durable: the batch stays queued and can be tried again.
                     let later = std::mem::replace(&mut queue.queued, batch);
-                    queue.queued.extend_from_slice(&later);
+                    queue.queued.extend(later);
                     self.synced.notify_all();
                     return Err(self.host("writing the journal")(source));
                 }
@@ -194,14 +201,18 @@ impl Log {
     fn write_batch(
         &self,
         journal: &dyn HostFile,
-        batch: &[u8],
+        (batch, sequence): (&[Record], Ticket),
         offset: u64,
         entry_durable: bool,
     ) -> Result<u64, Failed> {
+        // One frame for the whole batch: were it several, the host could write a later one and
+        // not an earlier before the power goes, and a healthy log would look damaged.
+        let mut frame = Vec::with_capacity(4096);
+        encode_frame(sequence, batch, &mut frame);
         if !entry_durable {
             (self.first_use)().map_err(Failed::BeforeSync)?;
         }
-        write_all_at(journal, batch, offset).map_err(Failed::BeforeSync)?;
+        write_all_at(journal, &frame, offset).map_err(Failed::BeforeSync)?;
         journal.sync_data().map_err(Failed::Sync)?;
         if !entry_durable {
             self.storage.sync_dir(&self.dir).map_err(Failed::Sync)?;
@@ -209,7 +220,7 @@ impl Log {
                 self.storage.sync_dir(layers).map_err(Failed::Sync)?;
             }
         }
-        Ok(offset + batch.len() as u64)
+        Ok(offset + frame.len() as u64)
     }
 
     /// The journal's file, made with its header if it is missing, and where frames may start.
@@ -284,9 +295,10 @@ enum Failed {
     Sync(io::Error),
 }
 
+/// Queues one change. All changes of a batch become durable in one frame, so a change of several
+/// records is never torn.
 fn enqueue(queue: &mut Queue, records: &[Record]) -> Ticket {
     queue.queued_to += 1;
-    let sequence = queue.queued_to;
-    encode_frame(sequence, records, &mut queue.queued);
-    sequence
+    queue.queued.extend_from_slice(records);
+    queue.queued_to
 }

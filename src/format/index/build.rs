@@ -55,6 +55,17 @@ impl IndexBuilder {
 
     /// Adds what the layer says about `name` in `dir`. Each name may be added once.
     pub fn dirent(&mut self, dir: Ino, name: &[u8], target: DirentTarget) {
+        self.dirent_with_hash(dir, name_hash(name), name, target);
+    }
+
+    /// Apart from `dirent` so that tests can have names collide.
+    pub(super) fn dirent_with_hash(
+        &mut self,
+        dir: Ino,
+        hash: u64,
+        name: &[u8],
+        target: DirentTarget,
+    ) {
         let name_offset = self.names.len() as u64;
         if !name_is_valid(name) || name_offset + name.len() as u64 > NAMES_BYTES_MAX {
             return self.refuse("a name that no directory can hold", dir.0);
@@ -62,11 +73,21 @@ impl IndexBuilder {
         let (ino, kind) = encode_target(target);
         let name_bytes = name.len() as u8;
         self.names.extend_from_slice(name);
-        let hash = name_hash(name);
-        self.dirents.push(DirentEntry { dir: dir.0, hash, ino, name_offset, name_bytes, kind });
+        self.dirents.push(DirentEntry {
+            dir: dir.0,
+            hash,
+            ino,
+            name_offset,
+            name_bytes,
+            kind,
+        });
     }
 
     /// Adds an inode and what the layer says about its granules. Each inode may be added once.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers hand over what they built, and need not know that it is encoded at once"
+    )]
     pub fn inode(&mut self, record: InodeRecord, layout: Option<FileLayout>) {
         let ino = record.ino.0;
         let mut flags = 0;
@@ -86,10 +107,16 @@ impl IndexBuilder {
             self.runs.extend_from_slice(&layout.runs);
         }
         let extra_bytes = encode_extra(&record, &mut self.extras);
-        let mut core = Vec::with_capacity(CORE_BYTES);
-        encode_core(&record, flags, extra_bytes, &mut core);
-        let core = core.try_into().expect("a core has a fixed width");
-        self.inodes.push(PendingInode { ino, core, extra_bytes, links });
+        let mut bytes = Vec::with_capacity(CORE_BYTES);
+        encode_core(&record, flags, extra_bytes, &mut bytes);
+        let mut core = [0; CORE_BYTES];
+        core.copy_from_slice(&bytes);
+        self.inodes.push(PendingInode {
+            ino,
+            core,
+            extra_bytes,
+            links,
+        });
     }
 
     /// Writes the index and returns its length in bytes; the same content gives the same bytes,
@@ -119,7 +146,8 @@ impl IndexBuilder {
     }
 
     fn refuse(&mut self, what: &'static str, ino: u64) {
-        self.refused.get_or_insert(FormatError::Unwritable { what, ino });
+        self.refused
+            .get_or_insert(FormatError::Unwritable { what, ino });
     }
 
     /// Brings everything into the order of the file and finds what was added twice.
@@ -128,17 +156,28 @@ impl IndexBuilder {
         let twice = self.inodes.array_windows().find(|[a, b]| a.ino == b.ino);
         if let Some([inode, _]) = twice {
             let ino = inode.ino;
-            return Err(FormatError::Unwritable { what: "an inode that was added twice", ino });
+            return Err(FormatError::Unwritable {
+                what: "an inode that was added twice",
+                ino,
+            });
         }
         let names = &self.names;
         let order = |a: &DirentEntry, b: &DirentEntry| {
-            (a.dir, a.hash).cmp(&(b.dir, b.hash)).then_with(|| name(names, a).cmp(name(names, b)))
+            (a.dir, a.hash)
+                .cmp(&(b.dir, b.hash))
+                .then_with(|| name(names, a).cmp(name(names, b)))
         };
         self.dirents.sort_unstable_by(order);
-        let twice = self.dirents.array_windows().find(|[a, b]| order(a, b).is_eq());
+        let twice = self
+            .dirents
+            .array_windows()
+            .find(|[a, b]| order(a, b).is_eq());
         if let Some([entry, _]) = twice {
             let ino = entry.dir;
-            return Err(FormatError::Unwritable { what: "a name that was added twice", ino });
+            return Err(FormatError::Unwritable {
+                what: "a name that was added twice",
+                ino,
+            });
         }
         Ok(())
     }
@@ -148,7 +187,11 @@ impl IndexBuilder {
         let (mut extra_offset, mut run_first) = (0, 0);
         for inode in &self.inodes {
             bytes.clear();
-            let links = InodeLinks { extra_offset, run_first, ..inode.links };
+            let links = InodeLinks {
+                extra_offset,
+                run_first,
+                ..inode.links
+            };
             encode_inode(&inode.core, &links, &mut bytes);
             writer.put(&bytes)?;
             extra_offset += u64::from(inode.extra_bytes);
@@ -162,7 +205,11 @@ impl IndexBuilder {
         let mut name_offset = 0;
         for entry in &self.dirents {
             bytes.clear();
-            DirentEntry { name_offset, ..*entry }.encode(&mut bytes);
+            DirentEntry {
+                name_offset,
+                ..*entry
+            }
+            .encode(&mut bytes);
             writer.put(&bytes)?;
             name_offset += u64::from(entry.name_bytes);
         }
@@ -211,5 +258,7 @@ impl IndexBuilder {
 
 fn name<'a>(names: &'a [u8], entry: &DirentEntry) -> &'a [u8] {
     let first = entry.name_offset as usize;
-    names.get(first..first + usize::from(entry.name_bytes)).unwrap_or_default()
+    names
+        .get(first..first + usize::from(entry.name_bytes))
+        .unwrap_or_default()
 }

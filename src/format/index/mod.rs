@@ -31,8 +31,8 @@ use std::ops::Deref;
 use super::id::{Ino, LayerId};
 use super::inode::DirentTarget;
 
-pub use build::IndexBuilder;
 pub use super::layout::FileLayout;
+pub use build::IndexBuilder;
 pub use read::Index;
 
 /// The bytes of an index: a mapping of its file, or memory.
@@ -123,3 +123,8 @@ impl Section {
         }
     }
 }
+
+#[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,8 @@ impl Index {
         let mut previous = None;
         for (position, entry) in (0..).zip(self.dirents()) {
             let entry = entry?;
-            let corrupt = |what| self.corrupt(what, Section::Dirents, position * DIRENT_BYTES as u64);
+            let corrupt =
+                |what| self.corrupt(what, Section::Dirents, position * DIRENT_BYTES as u64);
             if !name_is_valid(entry.name) {
                 return Err(corrupt("name"));
             }
@@ -39,9 +40,21 @@ impl Index {
                 return Err(corrupt("order of names"));
             }
             previous = key;
-            if matches!(entry.target, DirentTarget::Link { kind: FileKind::Socket, .. }) {
-                if sockets >= self.blocks.count(Section::Sockets) || self.socket(sockets)? != position {
-                    return Err(self.corrupt("socket", Section::Sockets, sockets * SOCKET_BYTES as u64));
+            if matches!(
+                entry.target,
+                DirentTarget::Link {
+                    kind: FileKind::Socket,
+                    ..
+                }
+            ) {
+                if sockets >= self.blocks.count(Section::Sockets)
+                    || self.socket(sockets)? != position
+                {
+                    return Err(self.corrupt(
+                        "socket",
+                        Section::Sockets,
+                        sockets * SOCKET_BYTES as u64,
+                    ));
                 }
                 sockets += 1;
             }
@@ -58,7 +71,11 @@ impl Index {
                 return Err(self.corrupt("order of inodes", Section::Inodes, at));
             }
             if record.ino >= self.meta().next_ino {
-                return Err(self.corrupt("inode number (not below the next one)", Section::Inodes, at));
+                return Err(self.corrupt(
+                    "inode number (not below the next one)",
+                    Section::Inodes,
+                    at,
+                ));
             }
             previous = Some(record.ino);
         }
@@ -66,6 +83,9 @@ impl Index {
     }
 
     fn corrupt(&self, what: &'static str, section: Section, at: u64) -> FormatError {
-        FormatError::Corrupt { what, offset: self.blocks.file_offset(section, at) }
+        FormatError::Corrupt {
+            what,
+            offset: self.blocks.file_offset(section, at),
+        }
     }
 }

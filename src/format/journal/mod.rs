@@ -25,3 +25,6 @@ mod record;
 pub use frame::{FRAME_BYTES_MAX, Frame, FrameReader, Tail, encode_frame};
 pub use header::{LogHeader, LogKind};
 pub use record::Record;
+
+#[cfg(test)]
+mod tests;

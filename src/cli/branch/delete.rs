@@ -1,0 +1,77 @@
+//! `cowfs branch delete`.
+
+use std::time::Duration;
+
+use super::super::{command_line, failure, output};
+use crate::catalog::{BranchLock, BranchName, BranchRow, LockError, Store};
+use crate::serve::unmount::{self, Target};
+use crate::serve::Failure;
+
+/// How long `--force` waits for the serving process to end.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Arguments of `cowfs branch delete`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "The space is freed by `cowfs gc`.")]
+pub(super) struct DeleteArgs {
+    /// The branch
+    name: BranchName,
+    /// Unmount it first if it is mounted, whoever uses it
+    #[arg(long)]
+    force: bool,
+    /// Only say what would happen
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(super) fn run(args: &DeleteArgs, store: &Store) -> Result<u8, Failure> {
+    let row = require(store, &args.name)?;
+    let children = children(store, &row)?;
+    let kept = match children.len() {
+        0 => String::new(),
+        1 => format!("; its child {} keeps its data", children[0]),
+        n => format!("; its {n} children keep their data"),
+    };
+    if args.dry_run {
+        output::print(&format!("Would delete branch {}{kept}\n", args.name));
+        return Ok(0);
+    }
+    let lock = lock(args, store, &row)?;
+    let uid = nix::unistd::getuid().as_raw();
+    let deleted = store.catalog.delete_branch(row.id, uid, &command_line());
+    deleted.map_err(|error| failure::of_catalog(&error))?;
+    // Nothing is left to lock; a file that stays is removed by gc.
+    let _ = lock.remove();
+    output::print(&format!("Deleted branch {}{kept}\n", args.name));
+    Ok(0)
+}
+
+fn require(store: &Store, name: &BranchName) -> Result<BranchRow, Failure> {
+    store.catalog.require_branch(name).map_err(|error| failure::of_catalog(&error))
+}
+
+fn children(store: &Store, row: &BranchRow) -> Result<Vec<BranchName>, Failure> {
+    let all = store.catalog.branches().map_err(|error| failure::of_catalog(&error))?;
+    Ok(all.into_iter().filter(|b| b.parent == Some(row.id)).map(|b| b.name).collect())
+}
+
+fn lock(args: &DeleteArgs, store: &Store, row: &BranchRow) -> Result<BranchLock, Failure> {
+    match store.lock_branch(row.id) {
+        Ok(lock) => return Ok(lock),
+        Err(error @ LockError::Io { .. }) => return Err(Failure::caused("lock", &error)),
+        Err(error @ LockError::Busy { .. }) if !args.force => {
+            let name = &args.name;
+            return Err(Failure::new("busy", format!("branch {name} is mounted or {error}"))
+                .hint(format!(
+                    "`cowfs unmount {name}` first, or delete it with --force, which does so"
+                )));
+        }
+        Err(LockError::Busy { .. }) => {}
+    }
+    let target = Target::Branch(Box::new(row.clone()));
+    unmount::unmount(store, &target, true, UNMOUNT_PATIENCE)
+        .map_err(|error| error.to_failure())?;
+    store
+        .lock_branch_waiting(row.id, UNMOUNT_PATIENCE)
+        .map_err(|error| failure::of_lock(args.name.as_str(), &error))
+}

@@ -1,0 +1,124 @@
+//! `cowfs branch list`.
+
+use std::collections::BTreeMap;
+
+use super::super::{failure, output};
+use crate::catalog::{BranchRow, FileLock, Store};
+use crate::format::BranchId;
+use crate::serve::Failure;
+
+/// Arguments of `cowfs branch list`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(serde::Serialize)]
+struct Listed<'a> {
+    name: &'a str,
+    id: BranchId,
+    parent: Option<&'a str>,
+    origin: &'a str,
+    created: String,
+    in_use: bool,
+}
+
+pub(super) fn run(args: &ListArgs, store: &Store) -> Result<u8, Failure> {
+    let rows = store.catalog.branches().map_err(|error| failure::of_catalog(&error))?;
+    if args.json {
+        let names: BTreeMap<BranchId, &str> =
+            rows.iter().map(|row| (row.id, row.name.as_str())).collect();
+        let listed: Vec<Listed<'_>> = rows
+            .iter()
+            .map(|row| Listed {
+                name: row.name.as_str(),
+                id: row.id,
+                parent: row.parent.and_then(|id| names.get(&id).copied()),
+                origin: &row.origin,
+                created: output::time(row.created_ms),
+                in_use: in_use(store, row),
+            })
+            .collect();
+        output::print_json(&listed)?;
+        return Ok(0);
+    }
+    output::print(&tree(&rows, &|row| in_use(store, row)));
+    Ok(0)
+}
+
+fn in_use(store: &Store, row: &BranchRow) -> bool {
+    FileLock::is_held(&store.branch_lock_path(row.id)).unwrap_or(false)
+}
+
+/// The branches as a tree, children below their parent, by name.
+fn tree(rows: &[BranchRow], in_use: &dyn Fn(&BranchRow) -> bool) -> String {
+    let mut children: BTreeMap<Option<BranchId>, Vec<&BranchRow>> = BTreeMap::new();
+    let known: std::collections::BTreeSet<BranchId> = rows.iter().map(|row| row.id).collect();
+    for row in rows {
+        children.entry(row.parent.filter(|id| known.contains(id))).or_default().push(row);
+    }
+    let mut text = String::new();
+    // Depth first, without recursion: a chain of a thousand forks must not exhaust the stack.
+    let mut stack: Vec<(&BranchRow, String, String)> = Vec::new();
+    for row in children.get(&None).into_iter().flatten().rev() {
+        stack.push((row, String::new(), String::new()));
+    }
+    while let Some((row, branch, trunk)) = stack.pop() {
+        let used = if in_use(row) { "  (in use)" } else { "" };
+        let line =
+            format!("{branch}{}  {}{used}\n", row.name, output::time(row.created_ms));
+        text.push_str(&line);
+        let below = children.get(&Some(row.id)).map_or(&[][..], Vec::as_slice);
+        for (at, child) in below.iter().enumerate().rev() {
+            let last = at + 1 == below.len();
+            let (turn, go_on) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+            stack.push((child, format!("{trunk}{turn}"), format!("{trunk}{go_on}")));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::format::LayerId;
+
+    fn row(id: u64, name: &str, parent: Option<u64>) -> BranchRow {
+        BranchRow {
+            id: BranchId(id),
+            name: name.parse().unwrap(),
+            parent: parent.map(BranchId),
+            head: LayerId(id),
+            created_ms: 0,
+            created_by: 0,
+            hygiene_pending: false,
+            origin: String::new(),
+        }
+    }
+
+    #[test]
+    fn children_stand_below_their_parent() {
+        let rows = [
+            row(2, "a", Some(1)),
+            row(3, "b", Some(1)),
+            row(4, "c", Some(2)),
+            row(1, "main", None),
+            row(5, "orphan", Some(99)),
+        ];
+        let shown = tree(&rows, &|row| row.id == BranchId(4));
+        let names: Vec<&str> = shown.lines().collect();
+        assert_eq!(
+            names,
+            [
+                "main  1970-01-01T00:00:00Z",
+                "├─ a  1970-01-01T00:00:00Z",
+                "│  └─ c  1970-01-01T00:00:00Z  (in use)",
+                "└─ b  1970-01-01T00:00:00Z",
+                "orphan  1970-01-01T00:00:00Z",
+            ]
+        );
+    }
+}

@@ -1,0 +1,26 @@
+//! `cowfs branch rename`.
+
+use super::super::{command_line, failure, output};
+use crate::catalog::{BranchName, Store};
+use crate::serve::Failure;
+
+/// Arguments of `cowfs branch rename`.
+#[derive(Debug, clap::Args)]
+pub(super) struct RenameArgs {
+    /// The branch
+    name: BranchName,
+    /// Its new name
+    new_name: BranchName,
+}
+
+pub(super) fn run(args: &RenameArgs, store: &Store) -> Result<u8, Failure> {
+    let rename = || {
+        let row = store.catalog.require_branch(&args.name)?;
+        let uid = nix::unistd::getuid().as_raw();
+        // A mounted branch can be renamed: whatever serves it knows it by its id.
+        store.catalog.rename_branch(row.id, &args.new_name, uid, &command_line())
+    };
+    rename().map_err(|error| failure::of_catalog(&error))?;
+    output::print(&format!("Renamed branch {} to {}\n", args.name, args.new_name));
+    Ok(0)
+}

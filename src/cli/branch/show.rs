@@ -1,0 +1,106 @@
+//! `cowfs branch show`.
+
+use std::fmt::Write;
+
+use super::super::{failure, output};
+use crate::catalog::{BranchName, BranchRow, FileLock, LayerRow, Store};
+use crate::format::BranchId;
+use crate::serve::Failure;
+
+/// Arguments of `cowfs branch show`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ShowArgs {
+    /// The branch
+    name: BranchName,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(serde::Serialize)]
+struct Shown {
+    name: BranchName,
+    id: BranchId,
+    parent: Option<BranchName>,
+    origin: String,
+    created: String,
+    created_by: u32,
+    in_use: bool,
+    /// Sealed layers below the open one.
+    depth: u32,
+    /// Bytes on disk of the open layer, which only this branch has.
+    own_bytes: u64,
+    layers: Vec<ShownLayer>,
+}
+
+#[derive(serde::Serialize)]
+struct ShownLayer {
+    id: String,
+    depth: u32,
+    state: &'static str,
+    /// Bytes on disk; the data of an adopted base lies elsewhere.
+    bytes: u64,
+    adopted_from: Option<String>,
+}
+
+pub(super) fn run(args: &ShowArgs, store: &Store) -> Result<u8, Failure> {
+    let shown = collect(store, &args.name).map_err(|error| failure::of_catalog(&error))?;
+    if args.json {
+        output::print_json(&shown)?;
+    } else {
+        output::print(&describe(&shown));
+    }
+    Ok(0)
+}
+
+fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::CatalogError> {
+    let row: BranchRow = store.catalog.require_branch(name)?;
+    let chain = store.catalog.chain(row.head)?;
+    let parent = match row.parent {
+        Some(id) => store.catalog.branch_by_id(id)?.map(|parent| parent.name),
+        None => None,
+    };
+    let layers: Vec<ShownLayer> = chain.iter().map(|layer| show_layer(store, layer)).collect();
+    Ok(Shown {
+        id: row.id,
+        parent,
+        origin: row.origin,
+        created: output::time(row.created_ms),
+        created_by: row.created_by,
+        in_use: FileLock::is_held(&store.branch_lock_path(row.id)).unwrap_or(false),
+        depth: chain.first().map_or(0, |layer| layer.depth),
+        own_bytes: layers.first().map_or(0, |layer| layer.bytes),
+        layers,
+        name: row.name,
+    })
+}
+
+fn show_layer(store: &Store, layer: &LayerRow) -> ShownLayer {
+    ShownLayer {
+        id: layer.id.dir_name(),
+        depth: layer.depth,
+        state: layer.state.as_str(),
+        bytes: output::disk_usage(&store.layer_dir(layer.id)),
+        adopted_from: layer.adopted_from.as_ref().map(|dir| dir.display().to_string()),
+    }
+}
+
+fn describe(shown: &Shown) -> String {
+    let mut text = format!("Branch {} (id {})\n", shown.name, shown.id);
+    let parent = shown.parent.as_ref().map_or("none", BranchName::as_str);
+    let in_use = if shown.in_use { "yes" } else { "no" };
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "  parent   {parent}");
+    let _ = writeln!(text, "  origin   {}", shown.origin);
+    let _ = writeln!(text, "  created  {} by user {}", shown.created, shown.created_by);
+    let _ = writeln!(text, "  in use   {in_use}");
+    let _ = writeln!(text, "  own      {}", output::bytes(shown.own_bytes));
+    let _ = writeln!(text, "  layers   (newest first)");
+    for layer in &shown.layers {
+        let adopted =
+            layer.adopted_from.as_ref().map_or(String::new(), |dir| format!("  adopted from {dir}"));
+        let size = output::bytes(layer.bytes);
+        let _ = writeln!(text, "    {}  {:<6}  {size}{adopted}", layer.id, layer.state);
+    }
+    text
+}

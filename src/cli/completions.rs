@@ -1,0 +1,44 @@
+//! `cowfs completions` and `cowfs man`: generated from the command line's own description.
+
+use std::path::PathBuf;
+
+use clap::CommandFactory;
+
+use super::{Cli, output};
+use crate::serve::Failure;
+
+/// Arguments of `cowfs completions`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  cowfs completions bash > /etc/bash_completion.d/cowfs")]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    shell: clap_complete::Shell,
+}
+
+/// Arguments of `cowfs man`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  cowfs man | man -l -\n  cowfs man --dir /usr/share/man/man1")]
+pub(super) struct ManArgs {
+    /// Write one page per command into this directory
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &CompletionsArgs) -> Result<u8, Failure> {
+    let mut out = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "cowfs", &mut out);
+    output::print(&String::from_utf8_lossy(&out));
+    Ok(0)
+}
+
+pub(super) fn run_man(args: &ManArgs) -> Result<u8, Failure> {
+    let failed = |error: std::io::Error| Failure::caused("man", &error);
+    let Some(dir) = &args.dir else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(failed)?;
+        output::print(&String::from_utf8_lossy(&page));
+        return Ok(0);
+    };
+    clap_mangen::generate_to(Cli::command(), dir).map_err(failed)?;
+    Ok(0)
+}

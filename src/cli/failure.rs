@@ -1,0 +1,57 @@
+//! Errors of the lower folders as failures with a kind and a hint.
+
+use crate::branch::BranchError;
+use crate::catalog::{CatalogError, LockError, StoreError};
+use crate::import::ImportError;
+use crate::serve::Failure;
+
+pub(super) fn of_store(error: &StoreError) -> Failure {
+    let failure = Failure::caused("store", error);
+    match error {
+        StoreError::NotAStore { .. } => {
+            failure.hint("make one with `cowfs init`, or name another with --store or COWFS_STORE")
+        }
+        StoreError::NotEmpty { .. } => failure.hint("name a directory that is empty or missing"),
+        StoreError::UnknownVersion { .. } => failure.hint("use the cowfs that made the store"),
+        StoreError::DamagedFormat { .. } => failure.exit(3),
+        StoreError::Catalog(error) => of_catalog(error),
+        StoreError::AlreadyAStore { .. }
+        | StoreError::NotADirectory { .. }
+        | StoreError::Host { .. } => failure,
+    }
+}
+
+pub(super) fn of_catalog(error: &CatalogError) -> Failure {
+    let failure = |kind| Failure::caused(kind, error);
+    match error {
+        CatalogError::BranchNotFound { .. } | CatalogError::BranchGone { .. } => {
+            failure("branch_not_found").hint("`cowfs branch list` shows the branches")
+        }
+        CatalogError::BranchExists { .. } => {
+            failure("branch_exists").hint("choose another name, or delete that branch first")
+        }
+        CatalogError::Damaged { .. } | CatalogError::Missing { .. } => failure("damaged").exit(3),
+        _ => failure("catalog"),
+    }
+}
+
+pub(super) fn of_branch(error: &BranchError) -> Failure {
+    match error {
+        BranchError::Catalog(error) => of_catalog(error),
+        BranchError::LayerMissing { .. } => Failure::caused("damaged", error).exit(3),
+        _ => Failure::caused("branch", error),
+    }
+}
+
+pub(super) fn of_lock(branch: &str, error: &LockError) -> Failure {
+    Failure::new("busy", format!("branch {branch} is {error}"))
+        .hint("unmount it first with `cowfs unmount`, or wait for the command that uses it")
+}
+
+pub(super) fn of_import(error: &ImportError) -> Failure {
+    let failure = Failure::caused("import", error);
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}

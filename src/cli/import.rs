@@ -1,0 +1,156 @@
+//! `cowfs import`: a directory tree becomes a branch.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::catalog::{BranchName, Store};
+use crate::import::{self, ImportError, ImportReport, ImportRequest, Observer};
+
+/// Make a branch from an existing data directory
+///
+/// The server that uses PGDATA must be stopped. Tablespaces and a symlinked pg_wal are brought
+/// into the branch, which is self-contained. The source is never changed.
+#[derive(Debug, clap::Args)]
+pub struct ImportArgs {
+    /// Data directory to copy
+    #[arg(value_name = "PGDATA", required_unless_present = "adopt", conflicts_with = "adopt")]
+    pub pgdata: Option<PathBuf>,
+    /// Name of the new branch
+    #[arg(long = "as", value_name = "BRANCH")]
+    pub branch: BranchName,
+    /// Make DIR itself the base, without a copy; nobody may change it any more
+    #[arg(long, value_name = "DIR")]
+    pub adopt: Option<PathBuf>,
+    /// Take a cluster that was not shut down cleanly; it recovers at its first start
+    #[arg(long)]
+    pub allow_crashed: bool,
+    /// Take any directory tree, not only a Postgres data directory
+    #[arg(long)]
+    pub any: bool,
+    /// Files to copy at the same time [default: number of CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: Option<u16>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Imports, says what was done on stdout, and shows progress on stderr if that is a terminal.
+pub fn run(store: &Store, args: &ImportArgs, command: String) -> Result<(), ImportError> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // Without the handler the signal ends the process, and gc cleans up: as good, only later.
+        let _ = signal_hook::flag::register(signal, cancel.clone());
+    }
+    let jobs = args.jobs.map_or_else(default_jobs, usize::from);
+    let request = ImportRequest {
+        source: args.adopt.clone().or_else(|| args.pgdata.clone()).unwrap_or_default(),
+        name: args.branch.clone(),
+        adopt: args.adopt.is_some(),
+        allow_crashed: args.allow_crashed,
+        any: args.any,
+        jobs,
+        uid: nix::unistd::getuid().as_raw(),
+        command,
+        cancel,
+    };
+    let progress = Progress::new();
+    let report = import::import(store, &request, &progress);
+    progress.bar.finish_and_clear();
+    let report = report?;
+    if args.json {
+        // A report of numbers, strings and paths always becomes JSON, but for a path that is no text.
+        println!("{}", serde_json::to_string(&report).unwrap_or_default());
+    } else {
+        print!("{}", describe(&report));
+    }
+    Ok(())
+}
+
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// The report for people.
+fn describe(report: &ImportReport) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for note in &report.notes {
+        let prefix = if note.is_warning() { "warning: " } else { "" };
+        let _ = writeln!(text, "{prefix}{note}");
+    }
+    let counts = &report.counts;
+    let verb = if report.adopted { "adopted" } else { "imported" };
+    let _ = writeln!(
+        text,
+        "{verb} {} as branch {}: {} files, {} directories, {}{}",
+        report.source.display(),
+        report.branch.name,
+        counts.files,
+        counts.directories,
+        indicatif::BinaryBytes(counts.bytes),
+        postgres(report),
+    );
+    if report.copied.shared_files > 0 {
+        let _ = writeln!(
+            text,
+            "{} files share their blocks with the source (reflink)",
+            report.copied.shared_files
+        );
+    }
+    if report.adopted {
+        let _ = writeln!(
+            text,
+            "the branch reads from {}: nobody may change it from now on",
+            report.source.display()
+        );
+    }
+    text
+}
+
+fn postgres(report: &ImportReport) -> String {
+    match (report.postgres_major, report.system_identifier) {
+        (Some(major), Some(id)) => format!(", Postgres {major}, system {id}"),
+        (Some(major), None) => format!(", Postgres {major}"),
+        _ => String::new(),
+    }
+}
+
+/// A bar on stderr, if that is a terminal.
+struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        let bar = ProgressBar::hidden();
+        let style = "{msg} {bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        Progress { bar }
+    }
+}
+
+impl Observer for Progress {
+    fn planned(&self, files: u64, bytes: u64) {
+        self.bar.set_length(bytes);
+        self.bar.set_message(format!("{files} files"));
+        if std::io::stderr().is_terminal() {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+    }
+
+    fn advanced(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    fn syncing(&self) {
+        self.bar.set_message("waiting for the disk");
+        self.bar.tick();
+    }
+}

@@ -1,0 +1,140 @@
+//! The command line: one file per command.
+//!
+//! Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 refused or failed, 2 usage,
+//! 3 damage found, 4 timed out, 255 internal.
+
+mod branch;
+mod completions;
+mod failure;
+mod gc;
+mod import;
+mod init;
+mod mount;
+mod output;
+mod status;
+mod unmount;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::catalog::{Store, default_store_dir};
+use crate::serve::Failure;
+
+/// Fork a running Postgres data directory in constant time.
+///
+/// A branch mounts as an ordinary directory; a fork of it shares every page until one of the two
+/// changes it.
+#[derive(Debug, Parser)]
+#[command(name = "cowfs", version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Examples:
+  cowfs init
+  cowfs import /var/lib/postgresql/15/main --as main
+  cowfs mount main /mnt/main
+  cowfs branch create test --from main
+  cowfs status")]
+pub struct Cli {
+    /// Directory of the store [default: /var/lib/cowfs for root, else below the user's data directory]
+    #[arg(long, global = true, env = "COWFS_STORE", value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// Log more (-v: information, -vv: debugging)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new store
+    Init(init::InitArgs),
+    Import(import::ImportArgs),
+    /// Create, list, show, rename and delete branches
+    #[command(subcommand)]
+    Branch(branch::BranchCommand),
+    /// Serve a branch at a directory
+    Mount(mount::MountArgs),
+    /// Stop serving a branch
+    Unmount(unmount::UnmountArgs),
+    /// Show what is mounted where, and how it is doing
+    Status(status::StatusArgs),
+    /// Free what no branch reaches any more
+    Gc(gc::GcArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+    /// Print the manual pages, or write them to a directory
+    Man(completions::ManArgs),
+}
+
+/// Runs the command line; the exit code tells how it went.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_tracing(cli.verbose);
+    match cli.run() {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("Error: {}", failure.message);
+            if let Some(hint) = &failure.hint {
+                eprintln!("Hint: {hint}");
+            }
+            ExitCode::from(failure.exit_code)
+        }
+    }
+}
+
+fn start_tracing(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    // The FUSE library warns about every request that we leave to the kernel on purpose.
+    let default = format!("{level},fuser=error");
+    let filter = tracing_subscriber::EnvFilter::try_from_env("COWFS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// The command as typed, for the operation log.
+fn command_line() -> String {
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    std::iter::once("cowfs".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+impl Cli {
+    fn store_dir(&self) -> PathBuf {
+        self.store.clone().unwrap_or_else(default_store_dir)
+    }
+
+    fn open_store(&self) -> Result<Store, Failure> {
+        Store::open(&self.store_dir()).map_err(|error| failure::of_store(&error))
+    }
+
+    fn run(&self) -> Result<u8, Failure> {
+        match &self.command {
+            Command::Init(args) => init::run(args, &self.store_dir()),
+            Command::Import(args) => {
+                let done = import::run(&self.open_store()?, args, command_line());
+                done.map(|()| 0).map_err(|error| failure::of_import(&error))
+            }
+            Command::Branch(command) => command.run(self.open_store()?),
+            Command::Mount(args) => mount::run(args, || self.open_store()),
+            Command::Unmount(args) => unmount::run(args, &self.open_store()?),
+            Command::Status(args) => status::run(args, &self.open_store()?),
+            Command::Gc(args) => gc::run(args, &self.open_store()?),
+            Command::Completions(args) => completions::run(args),
+            Command::Man(args) => completions::run_man(args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,49 @@
+//! What several commands print in the same way.
+
+use std::io::Write;
+
+use crate::serve::Failure;
+
+/// Prints `text` on stdout; a reader that has seen enough is no failure.
+pub(super) fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Prints `value` as JSON.
+pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::caused("json", &error).exit(255))?;
+    print(&(text + "\n"));
+    Ok(())
+}
+
+/// A number of bytes for people.
+pub(super) fn bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// A time for people and machines: RFC 3339 in UTC, to the second.
+pub(super) fn time(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms)
+        .map_or_else(|_| ms.to_string(), |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+/// Bytes that the files below `dir` take on the disk; what cannot be read counts as nothing.
+pub(super) fn disk_usage(dir: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(meta) = std::fs::symlink_metadata(dir) else { return 0 };
+    let own = meta.blocks() * 512;
+    if !meta.is_dir() {
+        return own;
+    }
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    own + entries.map(|entry| disk_usage(&entry.path())).sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn times_are_rfc_3339() {
+        assert_eq!(super::time(1_700_000_000_123), "2023-11-14T22:13:20Z");
+    }
+}

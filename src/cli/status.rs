@@ -1,0 +1,227 @@
+//! `cowfs status`: what is mounted where, by which process, and how it is doing.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use crate::catalog::{BranchName, CatalogError, Store};
+use crate::serve::error::ServeError;
+use crate::serve::protocol::{Failure, ServerStatus};
+use crate::serve::status::{self, BranchStatus, State};
+
+/// Arguments of `cowfs status`.
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// Only this branch, in detail
+    pub branch: Option<BranchName>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs `cowfs status`; returns the exit code.
+pub fn run(args: &StatusArgs, store: &Store) -> Result<u8, Failure> {
+    let text = match &args.branch {
+        Some(name) => {
+            let status = find(store, name).map_err(|error| error.to_failure())?;
+            if args.json { json(&status)? } else { details(&status) }
+        }
+        None => {
+            let found = status::all(store).map_err(|error| error.to_failure())?;
+            if args.json { json(&found)? } else { table(&found) }
+        }
+    };
+    // A reader that has seen enough is no failure.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    Ok(0)
+}
+
+fn find(store: &Store, name: &BranchName) -> Result<BranchStatus, ServeError> {
+    let row = store.catalog.branch(name)?;
+    let row = row.ok_or_else(|| CatalogError::BranchNotFound { name: name.clone() })?;
+    Ok(status::one(store, &row))
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => Ok(text + "\n"),
+        Err(error) => Err(Failure::caused("json", &error).exit(255)),
+    }
+}
+
+fn state_words(state: State) -> &'static str {
+    match state {
+        State::Mounted => "mounted",
+        State::Detached => "detached, in use",
+        State::Silent => "does not answer",
+        State::Busy => "starting, ending or being changed",
+        State::Dead => "server was killed",
+        State::NotMounted => "not mounted",
+    }
+}
+
+fn since(ms: Option<i64>) -> String {
+    let time = ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map_or_else(
+        || "-".to_owned(),
+        |time| {
+            time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+        },
+    )
+}
+
+fn dir(path: Option<&Path>) -> String {
+    path.map_or_else(|| "-".to_owned(), |path| path.display().to_string())
+}
+
+fn table(found: &[BranchStatus]) -> String {
+    if found.is_empty() {
+        return "Nothing is mounted\n".to_owned();
+    }
+    let heads = ["BRANCH", "STATE", "PID", "SINCE", "OPEN LAYER", "MOUNTED AT"];
+    let mut rows = vec![heads.map(str::to_owned)];
+    rows.extend(found.iter().map(|status| {
+        [
+            status.branch.clone(),
+            state_words(status.state).to_owned(),
+            status.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            since(status.since_ms),
+            status.server.as_ref().map_or_else(|| "-".to_owned(), |s| bytes(s.branch.owned_bytes)),
+            dir(status.mount_point.as_deref()),
+        ]
+    }));
+    let widths: Vec<usize> = (0..heads.len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn details(status: &BranchStatus) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:14} {value}");
+    };
+    line("Branch", status.branch.clone());
+    let why = status.problem.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+    line("State", format!("{}{why}", state_words(status.state)));
+    if let Some(mount_point) = &status.mount_point {
+        let how = if status.read_only == Some(true) { " (read-only)" } else { "" };
+        line("Mounted at", format!("{}{how}", mount_point.display()));
+        line("Since", since(status.since_ms));
+    }
+    if let Some(pid) = status.pid {
+        let memory = status.server.as_ref().map_or_else(String::new, |server| {
+            format!(", {} resident, version {}", bytes(server.resident_bytes), server.version)
+        });
+        line("Process", format!("{pid}{memory}"));
+    }
+    if let Some(server) = &status.server {
+        let branch = &server.branch;
+        let open = format!(
+            "{} in {} files, {} names, journal {}",
+            bytes(branch.owned_bytes),
+            branch.open_files,
+            branch.open_names,
+            bytes(branch.journal_bytes)
+        );
+        line("Open layer", open);
+        let waiting = match branch.frozen {
+            0 => String::new(),
+            count => format!(", {count} waiting for an index"),
+        };
+        line("Sealed layers", format!("{}{waiting}", branch.depth));
+        line("Forks, seals", format!("{} since it was mounted", branch.generation));
+        text.push_str(&requests(server));
+    }
+    text
+}
+
+fn requests(server: &ServerStatus) -> String {
+    if server.requests.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n{:16}{:>12}{:>12}{:>12}{:>12}{:>12}\n",
+        "REQUESTS", "COUNT", "BYTES", "MEAN us", "P50 us <", "P99 us <"
+    );
+    for kind in &server.requests {
+        let mean = kind.total_us.checked_div(kind.count).unwrap_or(0);
+        let _ = writeln!(
+            text,
+            "{:16}{:>12}{:>12}{:>12}{:>12}{:>12}",
+            kind.kind,
+            kind.count,
+            bytes(kind.bytes),
+            mean,
+            kind.p50_us,
+            kind.p99_us
+        );
+    }
+    text
+}
+
+/// A size for people: three digits and a binary unit.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let unit = (count.ilog2() / 10).min(4);
+    #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+    let value = count as f64 / (1_u64 << (10 * unit)) as f64;
+    format!("{value:.1} {}", UNITS[unit as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::format::BranchId;
+
+    fn sample(state: State) -> BranchStatus {
+        BranchStatus {
+            branch: "main".into(),
+            id: BranchId(3),
+            state,
+            mount_point: Some("/mnt/main".into()),
+            pid: Some(77),
+            since_ms: Some(1_700_000_000_000),
+            read_only: Some(true),
+            server: None,
+            problem: Some("timed out".into()),
+        }
+    }
+
+    #[test]
+    fn tables_line_up() {
+        assert_eq!(table(&[]), "Nothing is mounted\n");
+        let text = table(&[sample(State::Silent), sample(State::Dead)]);
+        let lines: Vec<_> = text.lines().collect();
+        let column = lines[0].find("MOUNTED AT").unwrap();
+        assert!(lines[1..].iter().all(|line| line[column..] == *"/mnt/main"), "{text}");
+        assert!(lines[1].contains("does not answer") && lines[2].contains("server was killed"));
+    }
+
+    #[test]
+    fn details_name_the_problem() {
+        let text = details(&sample(State::Silent));
+        assert!(text.contains("does not answer (timed out)"), "{text}");
+        assert!(text.contains("/mnt/main (read-only)"), "{text}");
+        assert!(text.contains("2023-11-1"), "{text}");
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(5 << 40), "5.0 TiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+}

@@ -1,0 +1,149 @@
+//! What the serving process does for each request on its control socket.
+
+use std::sync::Arc;
+
+use super::detach::{self, DetachError, Manner};
+use super::listener::Handler;
+use super::mountinfo::{self, MountEntry};
+use super::process;
+use super::protocol::{Failure, Request, Response, ServerStatus};
+use super::run_file::RunFile;
+use crate::branch::BranchError;
+use crate::branch::fork::Requester;
+use crate::catalog::{BranchName, CatalogError};
+use crate::fs::Fs;
+use crate::fuse::Metrics;
+
+/// The mount of this process, and how to take it away.
+#[derive(Debug)]
+pub struct OwnMount {
+    /// As the kernel listed it right after mounting.
+    pub entry: MountEntry,
+}
+
+impl OwnMount {
+    /// Takes the mount away, whoever asks for it. One that is gone already is fine.
+    ///
+    /// Returns true if it was in use: it is detached then, and the kernel goes on sending requests
+    /// until the last user is done. With [`Manner::IfUnused`] that is an error instead.
+    pub fn take_away(&self, manner: Manner) -> Result<bool, DetachError> {
+        // Somebody may have unmounted it and mounted something else in its place.
+        if !self.is_there() {
+            return Ok(false);
+        }
+        match detach::detach(&self.entry.mount_point, Manner::IfUnused) {
+            Ok(()) | Err(DetachError::NotMounted { .. }) => Ok(false),
+            Err(DetachError::Busy { .. }) if manner == Manner::Lazy => {
+                detach::detach(&self.entry.mount_point, Manner::Lazy).map(|()| true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether it is still what is mounted at its directory.
+    pub fn is_there(&self) -> bool {
+        mountinfo::read().is_ok_and(|entries| {
+            mountinfo::topmost_at(&entries, &self.entry.mount_point)
+                .is_some_and(|top| (top.id, top.device) == (self.entry.id, self.entry.device))
+        })
+    }
+}
+
+/// Carries control requests out on a served branch.
+pub struct BranchHandler {
+    /// The filesystem, with its branch.
+    pub fs: Arc<Fs>,
+    /// Counts and latencies.
+    pub metrics: Arc<Metrics>,
+    /// The mount.
+    pub mount: Arc<OwnMount>,
+    /// What the run file says.
+    pub run: RunFile,
+}
+
+impl Handler for BranchHandler {
+    fn handle(&self, uid: u32, request: Request) -> Result<Response, Failure> {
+        match request {
+            Request::Ping => Ok(Response::Pong { pid: self.run.pid, version: version() }),
+            Request::Status => Ok(Response::Status(Box::new(self.status()))),
+            Request::Fork { name, uid: creator, command } => {
+                let creator = creator.filter(|_| uid == 0).unwrap_or(uid);
+                self.fork(&name, &Requester { uid: creator, command })
+            }
+            Request::Sync => match self.fs.sync_everything() {
+                Ok(_durable) => Ok(Response::Synced),
+                Err(error) => Err(Failure::caused("sync", &error)),
+            },
+            Request::Unmount { lazy } => self.unmount(lazy),
+            Request::Seal => match self.fs.branch.seal() {
+                Ok(sealed) => Ok(Response::Sealed { sealed }),
+                Err(error) => Err(branch_failure(&error)),
+            },
+        }
+    }
+}
+
+impl BranchHandler {
+    fn status(&self) -> ServerStatus {
+        ServerStatus {
+            pid: self.run.pid,
+            version: version(),
+            mount_point: self.run.mount_point.clone(),
+            since_ms: self.run.since_ms,
+            read_only: self.run.read_only,
+            attached: self.mount.is_there(),
+            branch: self.fs.branch.stats(),
+            requests: self.metrics.snapshot(),
+            resident_bytes: process::resident_bytes(),
+        }
+    }
+
+    fn fork(&self, name: &str, by: &Requester) -> Result<Response, Failure> {
+        let name: BranchName =
+            name.parse().map_err(|error| Failure::caused("branch_name", &error).exit(2))?;
+        let report = self.fs.branch.fork(name, by).map_err(|error| branch_failure(&error))?;
+        tracing::info!(
+            child = %report.child.name,
+            gate_us = report.gate_us,
+            total_us = report.total_us,
+            "forked"
+        );
+        Ok(Response::Forked {
+            child: report.child.id,
+            gate_us: report.gate_us,
+            commit_us: report.commit_us,
+            total_us: report.total_us,
+        })
+    }
+
+    fn unmount(&self, lazy: bool) -> Result<Response, Failure> {
+        let manner = if lazy { Manner::Lazy } else { Manner::IfUnused };
+        let was_detached = !self.mount.is_there();
+        match self.mount.take_away(manner) {
+            Ok(in_use) => {
+                let in_use = in_use || (lazy && was_detached);
+                tracing::info!(in_use, "unmounted on request");
+                Ok(Response::Unmounted { in_use })
+            }
+            Err(error @ DetachError::Busy { .. }) => Err(Failure::caused(IN_USE, &error)),
+            Err(error) => Err(Failure::caused("unmount", &error)),
+        }
+    }
+}
+
+/// Kind of the failure that says that somebody uses the mount.
+pub const IN_USE: &str = "mount_in_use";
+
+fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}
+
+fn branch_failure(error: &BranchError) -> Failure {
+    let kind = match error {
+        BranchError::Catalog(CatalogError::BranchExists { .. }) => "branch_exists",
+        BranchError::Catalog(CatalogError::BranchGone { .. }) => "branch_not_found",
+        BranchError::ReadOnly { .. } => "read_only",
+        _ => "branch",
+    };
+    Failure::caused(kind, error)
+}

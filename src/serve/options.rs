@@ -1,0 +1,101 @@
+//! Mount options as given with `-o`.
+
+/// Options that the kernel takes as they are.
+const KERNEL_OPTIONS: [&str; 8] =
+    ["dev", "nodev", "suid", "nosuid", "exec", "noexec", "sync", "dirsync"];
+
+/// Options that say what is so anyway.
+const ALWAYS_ON: [&str; 4] = ["async", "default_permissions", "defaults", "noatime"];
+
+/// A mount option that is not known.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown mount option {option:?}")]
+pub struct OptionError {
+    /// As given.
+    pub option: String,
+}
+
+impl OptionError {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        format!("known are ro, rw, xattr, allow_other, {}", KERNEL_OPTIONS.join(", "))
+    }
+}
+
+/// What `-o` asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// `ro`.
+    pub read_only: bool,
+    /// `xattr`: store extended attributes.
+    pub xattr: bool,
+    /// `allow_other`: asked for, so that its absence is an error; root has it anyway.
+    pub allow_other: bool,
+    /// For the kernel, in the order given.
+    pub kernel: Vec<String>,
+}
+
+impl MountOptions {
+    /// Parses the values of all `-o` options, each a comma-separated list; later ones win.
+    pub fn parse<S: AsRef<str>>(lists: &[S]) -> Result<MountOptions, OptionError> {
+        let mut options = MountOptions::default();
+        let all = lists.iter().flat_map(|list| list.as_ref().split(','));
+        for option in all.map(str::trim).filter(|option| !option.is_empty()) {
+            match option {
+                "ro" => options.read_only = true,
+                "rw" => options.read_only = false,
+                "xattr" => options.xattr = true,
+                "allow_other" => options.allow_other = true,
+                given if ALWAYS_ON.contains(&given) => {}
+                known if KERNEL_OPTIONS.contains(&known) => options.add_kernel(known),
+                unknown => return Err(OptionError { option: unknown.to_owned() }),
+            }
+        }
+        Ok(options)
+    }
+
+    fn add_kernel(&mut self, option: &str) {
+        // `dev` and `nodev` exclude each other: the later one replaces the earlier.
+        let subject = option.strip_prefix("no").unwrap_or(option);
+        self.kernel.retain(|other| other.strip_prefix("no").unwrap_or(other) != subject);
+        self.kernel.push(option.to_owned());
+    }
+}
+
+/// Whether the administrator lets ordinary users open their mounts to others.
+pub fn users_may_allow_other() -> bool {
+    std::fs::read_to_string("/etc/fuse.conf").is_ok_and(|text| allows_other(&text))
+}
+
+fn allows_other(fuse_conf: &str) -> bool {
+    fuse_conf.lines().any(|line| line.trim() == "user_allow_other")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn lists_are_joined_and_later_ones_win() {
+        let options = MountOptions::parse(&["noatime,dev,noexec", "nodev, xattr,,ro"]).unwrap();
+        assert!(options.xattr && options.read_only && !options.allow_other);
+        assert_eq!(options.kernel, ["noexec", "nodev"]);
+        let options = MountOptions::parse(&["ro,rw,sync,async,allow_other"]).unwrap();
+        assert!(!options.read_only && options.allow_other);
+        assert_eq!(options.kernel, ["sync"]);
+    }
+
+    #[test]
+    fn unknown_options_are_named() {
+        let error = MountOptions::parse(&["noatime,turbo=9"]).unwrap_err();
+        assert_eq!(error.to_string(), "unknown mount option \"turbo=9\"");
+        assert!(error.hint().contains("xattr"));
+    }
+
+    #[test]
+    fn fuse_conf() {
+        assert!(allows_other("mount_max = 5\n  user_allow_other \n"));
+        assert!(!allows_other("#user_allow_other\n# user_allow_other\n"));
+    }
+}
