@@ -323,7 +323,8 @@ fn sources_that_cannot_be_imported() {
 
 #[test]
 fn what_changes_between_walk_and_copy_is_an_error() {
-    let changes: [(&str, fn(&Path)); 7] = [
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 7] = [
         ("its size differs", |root| fs::write(root.join("sub/f"), "longer than before").unwrap()),
         ("it was modified", |root| {
             let file = fs::File::options().write(true).open(root.join("sub/f")).unwrap();
@@ -378,6 +379,29 @@ fn what_changes_between_walk_and_copy_is_an_error() {
             }
             (_, other) => panic!("{expected}: {other:?}"),
         }
+    }
+}
+
+#[test]
+fn attributes_that_are_left_out_are_counted() {
+    let scratch = Scratch::new();
+    let root = scratch.make_dir("tree");
+    for name in ["a", "b", "plain"] {
+        fs::write(root.join(name), name).unwrap();
+    }
+    for name in ["a", "b"] {
+        let mut setfattr = std::process::Command::new("setfattr");
+        let status = setfattr.args(["-n", "user.note", "-v", "x"]).arg(root.join(name)).status();
+        if !status.is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: needs setfattr and a host filesystem with user attributes");
+            return;
+        }
+    }
+    for adopt in [false, true] {
+        let mut request = scratch.request(&root, if adopt { "y" } else { "x" });
+        (request.any, request.adopt) = (true, adopt);
+        let report = import(&scratch, &request).unwrap();
+        assert_eq!(report.notes, [Note::AttributesIgnored { files: 2, first: "a".into() }]);
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::output;
 use crate::catalog::{BranchName, Store};
 use crate::import::{self, ImportError, ImportReport, ImportRequest, Observer};
 
@@ -15,6 +16,10 @@ use crate::import::{self, ImportError, ImportReport, ImportRequest, Observer};
 /// The server that uses PGDATA must be stopped. Tablespaces and a symlinked pg_wal are brought
 /// into the branch, which is self-contained. The source is never changed.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "help texts are not Markdown")]
+#[command(after_help = "Examples:
+  cowfs import /var/lib/postgresql/15/main --as main
+  cowfs import --adopt /backup/main --as main")]
 pub struct ImportArgs {
     /// Data directory to copy
     #[arg(value_name = "PGDATA", required_unless_present = "adopt", conflicts_with = "adopt")]
@@ -63,10 +68,11 @@ pub fn run(store: &Store, args: &ImportArgs, command: String) -> Result<(), Impo
     progress.bar.finish_and_clear();
     let report = report?;
     if args.json {
-        // A report of numbers, strings and paths always becomes JSON, but for a path that is no text.
-        println!("{}", serde_json::to_string(&report).unwrap_or_default());
+        // Numbers and strings (paths are written as text): this cannot fail.
+        let text = serde_json::to_string_pretty(&report).expect("a report is plain data");
+        output::print(&(text + "\n"));
     } else {
-        print!("{}", describe(&report));
+        output::print(&describe(&report));
     }
     Ok(())
 }
@@ -84,7 +90,7 @@ fn describe(report: &ImportReport) -> String {
         let _ = writeln!(text, "{prefix}{note}");
     }
     let counts = &report.counts;
-    let verb = if report.adopted { "adopted" } else { "imported" };
+    let verb = if report.adopted { "Adopted" } else { "Imported" };
     let _ = writeln!(
         text,
         "{verb} {} as branch {}: {} files, {} directories, {}{}",
@@ -92,7 +98,7 @@ fn describe(report: &ImportReport) -> String {
         report.branch.name,
         counts.files,
         counts.directories,
-        indicatif::BinaryBytes(counts.bytes),
+        output::bytes(counts.bytes),
         postgres(report),
     );
     if report.copied.shared_files > 0 {
@@ -105,7 +111,7 @@ fn describe(report: &ImportReport) -> String {
     if report.adopted {
         let _ = writeln!(
             text,
-            "the branch reads from {}: nobody may change it from now on",
+            "The branch reads from {}: nobody may change it from now on",
             report.source.display()
         );
     }

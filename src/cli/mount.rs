@@ -15,6 +15,7 @@ use crate::serve::server::{self, MountRequest};
 
 /// Arguments of `cowfs mount`.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct MountArgs {
     /// Branch to mount
     pub branch: BranchName,
@@ -26,8 +27,8 @@ pub struct MountArgs {
     /// Mount read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Mount options: ro, xattr, allow_other, dev, suid, noexec, ...
-    #[arg(short = 'o', value_name = "OPTION,...")]
+    /// Mount options, separated by commas: ro, xattr, noexec, dev, suid and others
+    #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// How long to wait until the mount answers
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
@@ -44,10 +45,7 @@ pub struct MountArgs {
 }
 
 /// Runs `cowfs mount` on the store that `open` opens; returns the exit code.
-pub fn run(
-    args: &MountArgs,
-    open: impl FnOnce() -> Result<Store, Failure>,
-) -> Result<u8, Failure> {
+pub fn run(args: &MountArgs, open: impl FnOnce() -> Result<Store, Failure>) -> Result<u8, Failure> {
     if args.probe {
         return Ok(probe::probe_here(&args.dir));
     }

@@ -20,15 +20,12 @@ pub struct StatusArgs {
 
 /// Runs `cowfs status`; returns the exit code.
 pub fn run(args: &StatusArgs, store: &Store) -> Result<u8, Failure> {
-    let text = match &args.branch {
-        Some(name) => {
-            let status = find(store, name).map_err(|error| error.to_failure())?;
-            if args.json { json(&status)? } else { details(&status) }
-        }
-        None => {
-            let found = status::all(store).map_err(|error| error.to_failure())?;
-            if args.json { json(&found)? } else { table(&found) }
-        }
+    let text = if let Some(name) = &args.branch {
+        let status = find(store, name).map_err(|error| error.to_failure())?;
+        if args.json { json(&status)? } else { details(&status) }
+    } else {
+        let found = status::all(store).map_err(|error| error.to_failure())?;
+        if args.json { json(&found)? } else { table(&found) }
     };
     // A reader that has seen enough is no failure.
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());

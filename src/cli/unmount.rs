@@ -26,8 +26,7 @@ pub struct UnmountArgs {
 /// Runs `cowfs unmount`; returns the exit code.
 pub fn run(args: &UnmountArgs, store: &Store) -> Result<u8, Failure> {
     let target = unmount::resolve_target(store, &args.target);
-    let done =
-        target.and_then(|target| unmount::unmount(store, &target, args.lazy, args.timeout));
+    let done = target.and_then(|target| unmount::unmount(store, &target, args.lazy, args.timeout));
     let done = done.map_err(|error: ServeError| error.to_failure())?;
     println!("{}", sentence(&done));
     Ok(0)

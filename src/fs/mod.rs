@@ -109,6 +109,21 @@ impl Fs {
         })
     }
 
+    /// What must be done before the first request: orphans of a killed process go, and in a
+    /// fresh fork what belongs to the parent's running server.
+    pub fn prepare(&self) -> Result<(), FsError> {
+        if self.writable().is_err() {
+            return Ok(());
+        }
+        self.drop_orphans()?;
+        if self.branch.row.hygiene_pending { self.apply_fork_hygiene() } else { Ok(()) }
+    }
+
+    /// What must be done after the last request, before the branch is closed.
+    pub fn finish(&self) -> Result<(), FsError> {
+        self.retire_all()
+    }
+
     pub(crate) fn writable(&self) -> Result<(), FsError> {
         match self.branch.mode {
             OpenMode::ReadWrite => Ok(()),

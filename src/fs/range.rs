@@ -1,50 +1,12 @@
-//! Holes (lseek) and copies within the branch (copy_file_range).
+//! Copies within the branch (copy_file_range).
 
 use super::{Fs, FsError};
 use crate::format::{GRANULE_BYTES, Granule, Ino};
-use crate::layer::read::Source;
 
 /// Bytes copied at a time.
 const COPY_BYTES: u64 = 1 << 20;
 
 impl Fs {
-    /// The next offset at or after `offset` with data (`data`) or with none; the end of the file
-    /// counts as a hole.
-    pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64, FsError> {
-        let node = self.node(ino)?;
-        let view = self.branch.view();
-        let size = node.state.lock().record.size;
-        if offset >= size {
-            return Err(FsError::NoSuchOffset);
-        }
-        let readable = node.readable(&view)?;
-        // A file of this layer alone: the host knows its holes.
-        if let Some(own) = &readable.own
-            && own.ownership.read().private
-        {
-            let host = own.existing_host(&view.data).map_err(|source| {
-                crate::layer::LayerError::Host { layer: own.layer, what: "opening", source }
-            })?;
-            let found = match (host, data) {
-                (None, true) => None,
-                (None, false) => Some(offset),
-                (Some(host), true) => host.seek_data(offset).ok().flatten(),
-                (Some(host), false) => host.seek_hole(offset).ok().flatten(),
-            };
-            return match (found, data) {
-                (Some(at), _) if at < size => Ok(at),
-                (_, false) => Ok(size),
-                (_, true) => Err(FsError::NoSuchOffset),
-            };
-        }
-        for piece in readable.plan(offset, size - offset) {
-            if matches!(piece.source, Source::Zeros) != data {
-                return Ok(piece.offset);
-            }
-        }
-        if data { Err(FsError::NoSuchOffset) } else { Ok(size) }
-    }
-
     /// Copies up to `len` bytes between two files of the branch; returns the bytes copied, fewer
     /// only at the end of the source.
     pub fn copy_range(

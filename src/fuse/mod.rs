@@ -8,4 +8,4 @@ pub mod session;
 mod workers;
 
 pub use metrics::{Metrics, RequestStats};
-pub use session::{FuseError, MountConfig, Session, Unmounter, mount};
+pub use session::{FuseError, MountConfig, Session, mount};

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use fuser::{Config, MountOption, SessionACL, SessionUnmounter};
-use parking_lot::Mutex;
+use fuser::{Config, MountOption, SessionACL};
 
 use super::adapter::Adapter;
 use super::metrics::Metrics;
@@ -54,20 +53,8 @@ pub struct MountConfig {
 pub struct Session {
     dir: PathBuf,
     thread: JoinHandle<io::Result<()>>,
-    unmounter: Unmounter,
     /// Counts and latencies of requests.
     pub metrics: Arc<Metrics>,
-}
-
-/// Unmounts a session from any thread.
-#[derive(Clone)]
-pub struct Unmounter(Arc<Mutex<SessionUnmounter>>);
-
-impl Unmounter {
-    /// Unmounts; fails with EBUSY while files are open.
-    pub fn unmount(&self) -> io::Result<()> {
-        self.0.lock().unmount()
-    }
 }
 
 fn option(text: &str) -> MountOption {
@@ -89,7 +76,8 @@ fn option(text: &str) -> MountOption {
 fn options(config: &MountConfig) -> Config {
     let mut mount_options = vec![
         MountOption::FSName(config.fs_name.clone()),
-        MountOption::Subtype("cowfs".to_owned()),
+        // Not MountOption::Subtype: fuser gives that to fusermount3 only, never to the kernel.
+        MountOption::CUSTOM("subtype=cowfs".to_owned()),
         // The kernel checks permissions, as on any local filesystem.
         MountOption::DefaultPermissions,
         // Reading must not write.
@@ -124,22 +112,18 @@ pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
     let metrics = Arc::new(Metrics::default());
     let adapter = Adapter::new(fs, metrics.clone());
     let failed = |source| FuseError::Mount { dir: config.dir.clone(), source };
-    let mut session =
-        fuser::Session::new(adapter, &config.dir, &options(config)).map_err(failed)?;
-    let unmounter = Unmounter(Arc::new(Mutex::new(session.unmount_callable())));
-    let thread = std::thread::Builder::new()
-        .name("cowfs-session".to_owned())
-        .spawn(move || session.run())
-        .map_err(failed)?;
-    Ok(Session { dir: config.dir.clone(), thread, unmounter, metrics })
+    let session = fuser::Session::new(adapter, &config.dir, &options(config)).map_err(failed)?;
+    let background = session.spawn().map_err(failed)?;
+    // When fuser drops its handle of a mount it unmounts once more: it takes an ended session for a
+    // mounted one (0.18). That would hit whatever is mounted at the directory by then, also what
+    // was there before us. So the handle is never dropped; it costs one descriptor until the end.
+    let background = Box::leak(Box::new(background));
+    let placeholder = std::thread::Builder::new().spawn(|| Ok(())).map_err(failed)?;
+    let thread = std::mem::replace(&mut background.guard, placeholder);
+    Ok(Session { dir: config.dir.clone(), thread, metrics })
 }
 
 impl Session {
-    /// A handle that unmounts.
-    pub fn unmounter(&self) -> Unmounter {
-        self.unmounter.clone()
-    }
-
     /// Waits until the filesystem is unmounted, by whomever.
     pub fn wait(self) -> Result<(), FuseError> {
         let dir = self.dir;

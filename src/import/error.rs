@@ -146,6 +146,9 @@ impl ImportError {
             ImportError::OutsideWhileAdopting { .. } => {
                 "use a copying import (cowfs import PGDATA), which brings it into the branch"
             }
+            ImportError::Catalog(CatalogError::BranchExists { .. }) => {
+                "choose another name, or delete that branch first"
+            }
             ImportError::Empty { .. } => "use: cowfs branch create NAME --empty",
             ImportError::BrokenLink { .. } => {
                 "restore the target, or say --any to keep the link as it is"

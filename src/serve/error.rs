@@ -14,6 +14,7 @@ use super::probe::Answer;
 use super::protocol::{Failure, with_causes};
 use crate::branch::BranchError;
 use crate::catalog::{BranchName, CatalogError, LockError};
+use crate::fs::FsError;
 use crate::fuse::FuseError;
 
 /// Mounting, serving or unmounting a branch failed.
@@ -60,6 +61,9 @@ pub enum ServeError {
     /// The branch could not be opened or closed.
     #[error(transparent)]
     Branch(#[from] BranchError),
+    /// The filesystem could not be prepared or ended.
+    #[error(transparent)]
+    Fs(#[from] FsError),
     /// The kernel did not mount it.
     #[error(transparent)]
     Fuse(#[from] FuseError),
@@ -210,6 +214,7 @@ impl ServeError {
             Self::Lock(_) => "lock",
             Self::MountPoint(_) => "mount_point",
             Self::Branch(_) => "branch",
+            Self::Fs(_) => "filesystem",
             Self::Fuse(_) => "fuse",
             Self::Listen(_) => "control_socket",
             Self::Vanished { .. } => "mount_vanished",
@@ -305,7 +310,8 @@ impl UnmountError {
     /// Exit code of a command that ends with it.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::StillWriting { .. } | Self::Silent { control: ControlError::TimedOut { .. }, .. } => 4,
+            Self::StillWriting { .. }
+            | Self::Silent { control: ControlError::TimedOut { .. }, .. } => 4,
             _ => 1,
         }
     }

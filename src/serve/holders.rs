@@ -151,7 +151,11 @@ fn command_of(dir: &Path) -> String {
     fs::read_to_string(dir.join("comm")).unwrap_or_default().trim_end().to_owned()
 }
 
-fn uses_of(dir: &Path, target: &Target<'_>, sockets: &HashSet<OsString>) -> std::io::Result<Vec<Use>> {
+fn uses_of(
+    dir: &Path,
+    target: &Target<'_>,
+    sockets: &HashSet<OsString>,
+) -> std::io::Result<Vec<Use>> {
     let mut uses = Vec::new();
     for (link, used) in
         [("cwd", Use::WorkingDirectory), ("root", Use::RootDirectory), ("exe", Use::Program)]
@@ -281,8 +285,7 @@ mod tests {
         // Our own program lies on some device.
         use std::os::unix::fs::MetadataExt;
         let device = fs::metadata("/proc/self/exe").unwrap().dev();
-        let device =
-            (nix::sys::stat::major(device) as u32, nix::sys::stat::minor(device) as u32);
+        let device = (nix::sys::stat::major(device) as u32, nix::sys::stat::minor(device) as u32);
         assert!(maps_device(Path::new("/proc/self/maps"), device));
         assert!(!maps_device(Path::new("/proc/self/maps"), (0, 999_999)));
     }

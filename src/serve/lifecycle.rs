@@ -109,6 +109,11 @@ fn command(
         command.args(["-o", &option]);
     }
     command.arg("--").arg(request.branch.to_string()).arg(absolute(&request.dir)?);
+    // What the log is for. Somebody who asked for other things gets them.
+    if std::env::var_os("COWFS_LOG").is_none() {
+        command.env("COWFS_LOG", "info,fuser=error");
+    }
+    command.env("NO_COLOR", "1");
     command.stdin(Stdio::null()).stdout(Stdio::from(ready)).stderr(Stdio::from(log));
     // Keeps no directory busy.
     command.current_dir("/");
@@ -116,11 +121,8 @@ fn command(
 }
 
 fn option_list(options: &MountOptions) -> Vec<String> {
-    let flags = [
-        (options.read_only, "ro"),
-        (options.xattr, "xattr"),
-        (options.allow_other, "allow_other"),
-    ];
+    let flags =
+        [(options.read_only, "ro"), (options.xattr, "xattr"), (options.allow_other, "allow_other")];
     let set = flags.iter().filter(|(on, _)| *on).map(|(_, name)| (*name).to_owned());
     set.chain(options.kernel.iter().cloned()).collect()
 }

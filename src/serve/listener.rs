@@ -32,7 +32,7 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause of the accepting thread when the process is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Stack of a connection's thread in bytes: JSON of a bounded depth, a fork, SQLite.
+/// Stack of a connection's thread in bytes: JSON of a bounded depth, a fork, the catalog.
 const STACK_BYTES: usize = 512 << 10;
 
 /// Carries requests out.
@@ -266,5 +266,4 @@ fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
 }
 
 #[cfg(test)]
-#[path = "listener_tests.rs"]
 mod tests;

@@ -142,9 +142,7 @@ pub fn resolve(dir: &Path) -> Result<PathBuf, MountPointError> {
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
             let absolute = std::path::absolute(dir).map_err(failed)?;
             match (absolute.parent(), absolute.file_name()) {
-                (Some(parent), Some(name)) => {
-                    Ok(parent.canonicalize().map_err(failed)?.join(name))
-                }
+                (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(failed)?.join(name)),
                 _ => Ok(absolute),
             }
         }
@@ -264,10 +262,7 @@ mod tests {
         let missing = error(&root.join("none"), &store);
         assert!(matches!(missing, MountPointError::Missing { .. }));
         assert_eq!(missing.hint().unwrap(), format!("mkdir -p {}/none", root.display()));
-        assert!(matches!(
-            error(&root.join("file"), &store),
-            MountPointError::NotADirectory { .. }
-        ));
+        assert!(matches!(error(&root.join("file"), &store), MountPointError::NotADirectory { .. }));
         assert!(matches!(
             error(&root.join("file/x"), &store),
             MountPointError::NotADirectory { .. }
@@ -306,10 +301,7 @@ mod tests {
             outcome("fuse.sshfs", Answer::Dead),
             Err(MountPointError::ForeignDead { .. })
         ));
-        assert!(matches!(
-            outcome("fuse.cowfs", Answer::Alive),
-            Err(MountPointError::Taken { .. })
-        ));
+        assert!(matches!(outcome("fuse.cowfs", Answer::Alive), Err(MountPointError::Taken { .. })));
         assert!(matches!(
             outcome("fuse.cowfs", Answer::Error(13)),
             Err(MountPointError::Taken { .. })
@@ -319,9 +311,6 @@ mod tests {
             Err(MountPointError::Silent { .. })
         ));
         // Dead and ours: it goes on to detach, which finds nothing there.
-        assert!(matches!(
-            outcome("fuse.cowfs", Answer::Dead),
-            Err(MountPointError::DeadStays(_))
-        ));
+        assert!(matches!(outcome("fuse.cowfs", Answer::Dead), Err(MountPointError::DeadStays(_))));
     }
 }

@@ -91,16 +91,10 @@ fn unescape(field: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
-        match (byte, octal(tail)) {
-            (b'\\', Some((value, after))) => {
-                out.push(value);
-                rest = after;
-            }
-            _ => {
-                out.push(byte);
-                rest = tail;
-            }
-        }
+        let escaped = if byte == b'\\' { octal(tail) } else { None };
+        let (value, after) = escaped.unwrap_or((byte, tail));
+        out.push(value);
+        rest = after;
     }
     OsString::from_vec(out)
 }

@@ -336,7 +336,10 @@ mod tests {
             }
         });
         let start = Instant::now();
-        assert!(matches!(receive::<Request>(&b, soon()), Err(WireError::TimedOut | WireError::Length { .. })));
+        assert!(matches!(
+            receive::<Request>(&b, soon()),
+            Err(WireError::TimedOut | WireError::Length { .. })
+        ));
         assert!(start.elapsed() < Duration::from_millis(300));
         drop(b);
         writer.join().unwrap();

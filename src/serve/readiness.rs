@@ -111,7 +111,8 @@ mod tests {
             [Message::Ready(ready), Message::Failed(Failure::new("k", "m").hint("h").exit(4))]
         {
             let (reader, writer) = pipe();
-            let heard = std::thread::spawn(move || hear(reader, Instant::now() + Duration::from_secs(5)));
+            let heard =
+                std::thread::spawn(move || hear(reader, Instant::now() + Duration::from_secs(5)));
             announce(&writer, &message).unwrap();
             assert_eq!(heard.join().unwrap().unwrap(), Heard::Message(message));
         }

@@ -52,6 +52,7 @@ pub struct MountRequest {
 
 /// What a mount stands on, while it is being made.
 struct Mounted {
+    fs: Arc<Fs>,
     branch: Arc<Branch>,
     session: Session,
     mount: Arc<OwnMount>,
@@ -123,9 +124,9 @@ fn lock(store: &Store, row: &BranchRow) -> Result<BranchLock, ServeError> {
                         ServeError::StillUsed { branch: branch.clone(), pid: owner.pid }
                     })?
                 }
-                _ => store.lock_branch_waiting(row.id, LOCK_PATIENCE).map_err(|lock| {
-                    held_by_the_silent(store, row, lock)
-                })?,
+                _ => store
+                    .lock_branch_waiting(row.id, LOCK_PATIENCE)
+                    .map_err(|lock| held_by_the_silent(store, row, lock))?,
             }
         }
         other => other.map_err(ServeError::Lock)?,
@@ -155,8 +156,7 @@ fn remove_leftovers(store: &Store, row: &BranchRow) -> Result<Vec<String>, Serve
         )],
         _ => Vec::new(),
     };
-    RunFile::remove(&run_dir, row.id)
-        .map_err(|source| host("removing old run files", source))?;
+    RunFile::remove(&run_dir, row.id).map_err(|source| host("removing old run files", source))?;
     Ok(notices)
 }
 
@@ -174,11 +174,11 @@ fn mount(
     // From here on a signal is kept until somebody looks for it.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|source| host("catching signals", source))?;
-    let mode =
-        if config.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+    let mode = if config.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
     let (id, name) = (row.id, row.name.clone());
     let branch = Branch::open(store.clone(), row, lock, mode)?;
     let fs = Fs::new(branch.clone(), FsOptions { xattr: request.options.xattr });
+    fs.prepare()?;
     let session = fuse::mount(fs.clone(), &config)?;
     let started = own_entry(&config).and_then(|entry| {
         let mount = Arc::new(OwnMount { entry });
@@ -192,14 +192,14 @@ fn mount(
         };
         run.write(&store.run_dir()).map_err(|source| host("writing the run file", source))?;
         let metrics = session.metrics.clone();
-        let handler = BranchHandler { fs, metrics, mount: mount.clone(), run };
+        let handler = BranchHandler { fs: fs.clone(), metrics, mount: mount.clone(), run };
         let control = ControlServer::start(&store.run_dir(), id, Arc::new(handler))?;
         Ok((control, watch(signals, &mount)?, mount))
     });
     match started {
         Ok((control, signals, mount)) => {
             tracing::info!(branch = %name, mount_point = %config.dir.display(), "mounted");
-            Ok(Mounted { branch, session, mount, control, signals })
+            Ok(Mounted { fs, branch, session, mount, control, signals })
         }
         Err(error) => {
             let _ = detach::detach(&config.dir, Manner::Lazy);
@@ -247,8 +247,7 @@ fn mount_config(
 /// Our mount in the kernel's list: to recognise it later, and for its device number, which must
 /// not be asked of the mount itself.
 fn own_entry(config: &MountConfig) -> Result<mountinfo::MountEntry, ServeError> {
-    let entries = mountinfo::read()
-        .map_err(|source| host("reading the list of mounts", source))?;
+    let entries = mountinfo::read().map_err(|source| host("reading the list of mounts", source))?;
     mountinfo::topmost_at(&entries, &config.dir)
         .filter(|entry| entry.is_cowfs())
         .cloned()
@@ -326,12 +325,14 @@ impl Mounted {
         if !self.control.stop(CONTROL_PATIENCE) {
             tracing::warn!("a control request still runs; ending without it");
         }
+        let finished = self.fs.finish();
         let closed = self.branch.close();
         match (&served, &closed) {
             (Ok(()), Ok(())) => tracing::info!("unmounted, everything is durable"),
             (served, closed) => tracing::error!(?served, ?closed, "ended with an error"),
         }
         served?;
+        finished?;
         Ok(closed?)
     }
 }

@@ -59,7 +59,7 @@ pub struct BranchStatus {
 /// The branch of `row`, mounted or not.
 pub fn one(store: &Store, row: &BranchRow) -> BranchStatus {
     let run = RunFile::read(&store.run_dir(), row.id);
-    ask(store, row.id, row.name.to_string(), run)
+    ask(store, row.id, row.name.to_string(), run.as_ref())
 }
 
 /// Every branch that is served, or whose killed server left something.
@@ -77,9 +77,7 @@ pub fn all(store: &Store) -> Result<Vec<BranchStatus>, ServeError> {
         std::thread::scope(|scope| {
             let asked: Vec<_> = chunk
                 .iter()
-                .map(|(name, run)| {
-                    scope.spawn(|| ask(store, run.branch, name.clone(), Some(run.clone())))
-                })
+                .map(|(name, run)| scope.spawn(|| ask(store, run.branch, name.clone(), Some(run))))
                 .collect();
             found.extend(asked.into_iter().filter_map(|thread| thread.join().ok()));
         });
@@ -88,25 +86,24 @@ pub fn all(store: &Store) -> Result<Vec<BranchStatus>, ServeError> {
     Ok(found)
 }
 
-fn ask(store: &Store, id: BranchId, branch: String, run: Option<RunFile>) -> BranchStatus {
-    let (state, server, problem) =
-        match control::request(store, id, &Request::Status, PATIENCE) {
-            Ok(Response::Status(server)) => {
-                let state = if server.attached { State::Mounted } else { State::Detached };
-                (state, Some(server), None)
-            }
-            Ok(_) => (State::Silent, None, Some("it gave the wrong answer".to_owned())),
-            Err(ControlError::NotServed) => (unserved(store, id, run.is_some()), None, None),
-            Err(error) => (State::Silent, None, Some(error.to_string())),
-        };
+fn ask(store: &Store, id: BranchId, branch: String, run: Option<&RunFile>) -> BranchStatus {
+    let (state, server, problem) = match control::request(store, id, &Request::Status, PATIENCE) {
+        Ok(Response::Status(server)) => {
+            let state = if server.attached { State::Mounted } else { State::Detached };
+            (state, Some(server), None)
+        }
+        Ok(_) => (State::Silent, None, Some("it gave the wrong answer".to_owned())),
+        Err(ControlError::NotServed) => (unserved(store, id, run.is_some()), None, None),
+        Err(error) => (State::Silent, None, Some(error.to_string())),
+    };
     BranchStatus {
         branch,
         id,
         state,
-        mount_point: run.as_ref().map(|run| run.mount_point.clone()),
-        pid: run.as_ref().map(|run| run.pid),
-        since_ms: run.as_ref().map(|run| run.since_ms),
-        read_only: run.as_ref().map(|run| run.read_only),
+        mount_point: run.map(|run| run.mount_point.clone()),
+        pid: run.map(|run| run.pid),
+        since_ms: run.map(|run| run.since_ms),
+        read_only: run.map(|run| run.read_only),
         server,
         problem,
     }

@@ -51,6 +51,7 @@ impl Scratch {
         path
     }
 
+    #[expect(clippy::unused_self, reason = "reads as what it is: a request to this store")]
     pub fn request(&self, source: &Path, name: &str) -> ImportRequest {
         ImportRequest {
             source: source.to_owned(),

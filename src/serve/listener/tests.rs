@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use std::io::{Read, Write};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 
 use super::*;
 use crate::serve::control::{ControlError, request_in};
@@ -102,7 +103,6 @@ fn stale_things_in_the_sockets_place() {
 
 #[test]
 fn the_socket_is_for_its_owner() {
-    use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let _server = start(dir.path());
     let mode = std::fs::metadata(dir.path().join("7.sock")).unwrap().permissions().mode();
@@ -233,7 +233,6 @@ fn another_user_is_refused() {
     let _server = start(dir.path());
     // Permissions as wide as they can be: the credentials of the peer decide.
     for path in [dir.path().to_owned(), dir.path().join("7.sock")] {
-        use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
     let script = "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n\
@@ -244,7 +243,6 @@ fn another_user_is_refused() {
         .gid(65534)
         .uid(65534)
         .output();
-    use std::os::unix::process::CommandExt;
     let Ok(output) = output else { return };
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("permission"), "{text} {}", String::from_utf8_lossy(&output.stderr));
