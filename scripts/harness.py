@@ -197,7 +197,7 @@ class Cowfs:
 
     def serving_pid(self, branch: str):
         """The pid that serves a branch, or None."""
-        for found in self.json("status").get("mounts", []):
+        for found in self.json("status"):
             if found.get("branch") == branch:
                 return found.get("pid")
         return None
@@ -205,7 +205,7 @@ class Cowfs:
     def head_layer(self, branch: str) -> Path:
         """The directory of the branch's open layer."""
         shown = self.json("branch", "show", branch)
-        return self.store / "layers" / str(shown["head"])
+        return self.store / "layers" / shown["layers"][0]["id"]
 
 
 class Postgres:

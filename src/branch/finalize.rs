@@ -219,9 +219,7 @@ impl Branch {
         for ino in inos {
             // Position 0 of the in-memory layers is the open one.
             let Some(record) = view.inode_below(ino, position + 1)? else { continue };
-            if record.nlink == 0 {
-                continue;
-            }
+            // A file without a name is kept: somebody may have it open still.
             let layout = layer.file(ino).map(|file| file.layout());
             let layout =
                 layout.map(|(private, floor, runs)| FileLayout { private, floor, runs });

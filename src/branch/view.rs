@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::BranchError;
 use crate::format::index::Index;
-use crate::format::{DirentTarget, Granule, Ino, InodeRecord, LayerId, OwnedRun};
+use crate::format::{DirentTarget, Ino, InodeRecord, LayerId};
 use crate::layer::LayerError;
 use crate::layer::data_files::DataFiles;
 use crate::layer::open::OpenLayer;
@@ -146,14 +146,6 @@ impl View {
             }
         }
         Ok(builder.finish())
-    }
-
-    /// Puts a layer's own ownership over what lies below it.
-    pub fn stacked(over: (bool, Granule, Vec<OwnedRun>), below: &OwnerMap) -> OwnerMap {
-        let mut builder = OwnerMapBuilder::default();
-        builder.layer(over.0, over.1, over.2);
-        builder.layer(true, Granule::MAX, below.runs().iter().copied());
-        builder.finish()
     }
 
     /// The sockets that any finalized layer names and that are still there.

@@ -20,11 +20,10 @@ pub struct NodeState {
     pub times_dirty: bool,
 }
 
-/// How a regular file is stacked, valid for one generation of the view.
+/// The owners below the open layer, valid for one generation of the view.
 struct Stacked {
     generation: u64,
-    own: Option<Arc<OpenFile>>,
-    lower: Option<Arc<OwnerMap>>,
+    lower: Arc<OwnerMap>,
 }
 
 /// An inode in use.
@@ -61,44 +60,22 @@ impl Node {
         view.open.file(self.ino)
     }
 
-    /// How the file is read at `view` or, if somebody has moved on already, at a newer one.
+    /// How the file is read at `view`.
     pub fn readable(&self, view: &View) -> Result<Readable, FsError> {
         if let Some(stacked) = &*self.stacked.read()
-            && stacked.generation >= view.generation
-            && let Some(lower) = &stacked.lower
+            && stacked.generation == view.generation
         {
-            // The file may have become part of the open layer since.
-            let own = match (&stacked.own, stacked.generation == view.generation) {
-                (Some(own), _) => Some(own.clone()),
-                (None, true) => self.own(view),
-                (None, false) => None,
-            };
-            return Ok(Readable { own, lower: lower.clone() });
+            return Ok(Readable { own: self.own(view), lower: stacked.lower.clone() });
         }
         let mut slot = self.stacked.write();
-        let stacked = self.migrated(slot.take(), view);
-        let lower = match &stacked.lower {
-            Some(lower) => lower.clone(),
-            None => Arc::new(view.owners_below(self.ino, 1)?),
+        // After a fork what the then open layer owned lies below. Resolving anew costs a look into
+        // each part of the stack, once per file and fork, and needs no knowledge of the past.
+        let lower = match slot.take() {
+            Some(Stacked { generation, lower }) if generation == view.generation => lower,
+            _ => Arc::new(view.owners_below(self.ino, 1)?),
         };
-        let readable = Readable { own: stacked.own.clone(), lower: lower.clone() };
-        *slot = Some(Stacked { lower: Some(lower), ..stacked });
-        Ok(readable)
-    }
-
-    /// Carries what is known of the file over the forks since it was last touched: what the then
-    /// open layer owned lies below now.
-    fn migrated(&self, known: Option<Stacked>, view: &View) -> Stacked {
-        let own = self.own(view);
-        let lower = match known {
-            Some(known) if known.generation == view.generation => known.lower,
-            Some(Stacked { own: None, lower, .. }) => lower,
-            Some(Stacked { own: Some(old), lower: Some(lower), .. }) => {
-                Some(Arc::new(View::stacked(old.layout(), &lower)))
-            }
-            _ => None,
-        };
-        Stacked { generation: view.generation, own, lower }
+        *slot = Some(Stacked { generation: view.generation, lower: lower.clone() });
+        Ok(Readable { own: self.own(view), lower })
     }
 }
 

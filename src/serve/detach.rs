@@ -76,6 +76,12 @@ pub fn detach(mount_point: &Path, manner: Manner) -> Result<(), DetachError> {
     }
 }
 
+/// Whether ordinary users can mount and unmount here.
+pub(super) fn helper_is_installed() -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).any(|dir| dir.join("fusermount3").exists())
+}
+
 fn by_helper(mount_point: PathBuf, manner: Manner) -> Result<(), DetachError> {
     let mut command = Command::new("fusermount3");
     command.arg("-u");

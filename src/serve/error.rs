@@ -193,6 +193,24 @@ pub enum UnmountError {
     Detach(#[from] DetachError),
 }
 
+/// What a machine lacks on which FUSE does not work at all.
+fn fuse_hint() -> Option<String> {
+    let root = nix::unistd::geteuid().is_root();
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let hint = match device.map_err(|error| error.kind()) {
+        Err(io::ErrorKind::NotFound) => "/dev/fuse is missing: modprobe fuse",
+        Err(io::ErrorKind::PermissionDenied) if !root => {
+            "your user may not open /dev/fuse: chmod 666 /dev/fuse, as distributions have it"
+        }
+        Err(_) => "/dev/fuse cannot be opened here; a container needs --device /dev/fuse",
+        Ok(_) if !root && !super::detach::helper_is_installed() => {
+            "ordinary users need fusermount3: install the package fuse3"
+        }
+        Ok(_) => return None,
+    };
+    Some(hint.to_owned())
+}
+
 fn answer_words(answer: Answer) -> String {
     match answer {
         Answer::Alive => "it does".to_owned(),
@@ -243,6 +261,7 @@ impl ServeError {
             }
             Self::InUse { .. } => Some("another command may be changing it; try again".to_owned()),
             Self::MountPoint(error) => error.hint(),
+            Self::Fuse(_) => fuse_hint(),
             Self::ServerEnded { log, .. } | Self::StartTimedOut { log, .. } => {
                 Some(format!("its log is {}", log.display()))
             }

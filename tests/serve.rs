@@ -1,0 +1,759 @@
+//! Mounting, serving and unmounting with the real program and the real kernel.
+//!
+//! Needs root and /dev/fuse; says so and passes where they are missing.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A store with the branch `main` and a directory to mount it on. Cleans up after itself, also
+/// when a test fails.
+struct Scene {
+    temp: tempfile::TempDir,
+    store: PathBuf,
+    dir: PathBuf,
+}
+
+/// What a command said.
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    #[track_caller]
+    fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{}{}", self.out, self.err);
+        self.out + &self.err
+    }
+
+    #[track_caller]
+    fn fails(self, code: i32) -> String {
+        assert_eq!(self.code, code, "{}{}", self.out, self.err);
+        self.err
+    }
+}
+
+fn said(output: &Output) -> Said {
+    Said {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Whether mounting can be tested here; says why if not.
+fn possible() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: needs root");
+        return false;
+    }
+    if fs::File::open("/dev/fuse").is_err() {
+        println!("skipped: /dev/fuse is missing");
+        return false;
+    }
+    true
+}
+
+impl Scene {
+    fn new() -> Option<Scene> {
+        Scene::below("store")
+    }
+
+    fn below(store: &str) -> Option<Scene> {
+        if !possible() {
+            return None;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap();
+        let scene = Scene { store: root.join(store), dir: root.join("dir"), temp };
+        fs::create_dir_all(scene.store.parent().unwrap()).unwrap();
+        fs::create_dir(&scene.dir).unwrap();
+        scene.run(&["init"]).ok();
+        scene.run(&["branch", "create", "main", "--empty"]).ok();
+        Some(scene)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cowfs"));
+        command.args(args).env("COWFS_STORE", &self.store).env_remove("COWFS_LOG");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        said(&self.command(args).stdin(Stdio::null()).output().unwrap())
+    }
+
+    fn dir(&self) -> &str {
+        self.dir.to_str().unwrap()
+    }
+
+    fn mount(&self) -> String {
+        self.run(&["mount", "main", self.dir()]).ok()
+    }
+
+    fn status(&self, branch: &str) -> Value {
+        serde_json::from_str(&self.run(&["status", branch, "--json"]).ok()).unwrap()
+    }
+
+    fn server(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.status("main")["pid"].as_i64().unwrap()).unwrap())
+    }
+
+    fn mounts(&self) -> Vec<String> {
+        mounts_below(self.temp.path())
+    }
+
+    fn run_file(&self, name: &str) -> PathBuf {
+        self.store.join("run").join(name)
+    }
+
+    #[track_caller]
+    fn wait_until_unserved(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.status("main")["state"] != "not_mounted" {
+            assert!(Instant::now() < deadline, "{}", self.status("main"));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn mounts_below(dir: &Path) -> Vec<String> {
+    let dir = dir.to_str().unwrap();
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    text.lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|mount_point| mount_point.starts_with(dir))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Processes of ours that serve something below `dir`.
+fn servers_below(dir: &Path) -> Vec<Pid> {
+    let dir = dir.to_str().unwrap();
+    let ours = |pid: &i32| {
+        let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("--ready-on-stdout") && line.contains(dir)
+    };
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(ours)
+        .map(Pid::from_raw)
+        .collect()
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let root = self.temp.path().canonicalize().unwrap();
+        for pid in servers_below(&root) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        for mount_point in mounts_below(&root).iter().rev() {
+            let _ = nix::mount::umount2(mount_point.as_str(), nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// A child that does not outlive the test.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A shell that has run `script` and waits; it holds what the script opened.
+fn shell(script: &str, dir: &Path) -> Guard {
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("{script}; echo ready; read line")])
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    Guard(child)
+}
+
+macro_rules! scene {
+    () => {
+        match Scene::new() {
+            Some(scene) => scene,
+            None => return,
+        }
+    };
+}
+
+#[test]
+fn round_trip() {
+    let scene = scene!();
+    assert_eq!(scene.status("main")["state"], "not_mounted");
+    assert_eq!(scene.run(&["status"]).ok(), "Nothing is mounted\n");
+    let text = scene.mount();
+    assert!(text.contains("Mounted main at"), "{text}");
+    fs::write(scene.dir.join("file"), "contents").unwrap();
+
+    let status = scene.status("main");
+    assert_eq!(status["state"], "mounted");
+    assert_eq!(status["mount_point"], scene.dir());
+    assert_eq!(status["server"]["attached"], true);
+    assert!(status["server"]["requests"].as_array().unwrap().iter().any(|r| r["kind"] == "write"));
+    let table = scene.run(&["status"]).ok();
+    assert!(table.contains("main") && table.contains(scene.dir()), "{table}");
+    let details = scene.run(&["status", "main"]).ok();
+    assert!(details.contains("P99") && details.contains("Open layer"), "{details}");
+
+    let text = scene.run(&["unmount", "main"]).ok();
+    assert_eq!(text, format!("Unmounted main from {}\n", scene.dir()));
+    // It has ended when the command returns: nothing of it is left, and the next one can begin.
+    assert_eq!(scene.mounts(), [] as [&str; 0]);
+    assert!(servers_below(scene.temp.path()).is_empty());
+    assert!(!scene.run_file("1.json").exists() && !scene.run_file("1.sock").exists());
+    assert!(!scene.dir.join("file").exists());
+    scene.mount();
+    assert_eq!(fs::read_to_string(scene.dir.join("file")).unwrap(), "contents");
+    scene.run(&["unmount", scene.dir()]).ok();
+    assert!(scene.run(&["unmount", "main"]).fails(1).contains("main is not mounted"));
+    assert!(scene.run(&["unmount", scene.dir()]).fails(1).contains("no branch is mounted at"));
+    assert!(scene.run(&["unmount", "nosuch"]).fails(1).contains("neither a branch nor"));
+}
+
+#[test]
+fn read_only_and_options() {
+    let scene = scene!();
+    scene.run(&["mount", "main", scene.dir(), "--read-only", "-o", "noexec,dev"]).ok();
+    let error = fs::write(scene.dir.join("file"), "x").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mountinfo.lines().find(|line| line.contains(scene.dir())).unwrap();
+    assert!(line.contains("ro,") && line.contains("noexec") && line.contains("nosuid"), "{line}");
+    assert!(!line.contains("nodev"), "{line}");
+    assert!(line.contains("fuse.cowfs cowfs:main"), "{line}");
+    assert_eq!(scene.status("main")["read_only"], true);
+    scene.run(&["unmount", "main"]).ok();
+    let error = scene.run(&["mount", "main", scene.dir(), "-o", "turbo"]).fails(2);
+    assert!(error.contains("\"turbo\"") && error.contains("Hint: known are"), "{error}");
+}
+
+#[test]
+fn the_kernels_limits_are_raised() {
+    let scene = scene!();
+    let text = scene.mount();
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mountinfo.lines().find(|line| line.contains(scene.dir())).unwrap();
+    let bdi = Path::new("/sys/class/bdi").join(line.split(' ').nth(2).unwrap());
+    // Where sysfs is not writable, the user is told.
+    if !text.contains("cannot set") {
+        assert_eq!(fs::read_to_string(bdi.join("max_ratio")).unwrap(), "100\n");
+        assert_eq!(fs::read_to_string(bdi.join("read_ahead_kb")).unwrap(), "1024\n");
+    }
+}
+
+#[test]
+fn a_branch_is_served_once() {
+    let scene = scene!();
+    scene.mount();
+    let other = scene.temp.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let error = scene.run(&["mount", "main", other.to_str().unwrap()]).fails(1);
+    let wanted = format!("already mounted at {} (process {})", scene.dir(), scene.server());
+    assert!(error.contains(&wanted), "{error}");
+    assert!(error.contains("cowfs unmount main"), "{error}");
+    // Two at the same moment: one wins, and the other says so.
+    scene.run(&["unmount", "main"]).ok();
+    let mut begun = Vec::new();
+    for dir in [scene.dir(), other.to_str().unwrap()] {
+        let mut command = scene.command(&["mount", "main", dir]);
+        begun.push(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    }
+    let ends: Vec<_> =
+        begun.into_iter().map(|child| said(&child.wait_with_output().unwrap())).collect();
+    assert_eq!(ends.iter().filter(|said| said.code == 0).count(), 1);
+    let loser = ends.iter().find(|said| said.code != 0).unwrap();
+    assert!(loser.err.contains("already mounted at"), "{}", loser.err);
+    assert_eq!(scene.mounts().len(), 1);
+}
+
+#[test]
+fn a_directory_is_used_once() {
+    let scene = scene!();
+    scene.run(&["branch", "create", "second", "--empty"]).ok();
+    scene.mount();
+    let error = scene.run(&["mount", "second", scene.dir()]).fails(1);
+    assert!(error.contains("a branch is already mounted at"), "{error}");
+    assert!(error.contains(&format!("Hint: cowfs unmount {}", scene.dir())), "{error}");
+    assert_eq!(scene.status("second")["state"], "not_mounted");
+}
+
+#[test]
+fn unfit_directories() {
+    let scene = scene!();
+    let root = scene.temp.path();
+    fs::write(root.join("file"), "").unwrap();
+    std::os::unix::fs::symlink(scene.store.join("run"), root.join("link")).unwrap();
+    let error =
+        |name: &str| scene.run(&["mount", "main", root.join(name).to_str().unwrap()]).fails(1);
+    assert!(error("none").contains("does not exist"));
+    assert!(error("none").contains("Hint: mkdir -p"));
+    assert!(error("file").contains("is not a directory"));
+    for overlapping in ["store", "store/run", "link", "."] {
+        assert!(error(overlapping).contains("must not lie inside each other"), "{overlapping}");
+    }
+    assert!(
+        scene.run(&["mount", "none", scene.dir()]).fails(1).contains("there is no branch none")
+    );
+    assert_eq!(scene.mounts(), [] as [&str; 0]);
+    // Contents are hidden, and that is said.
+    fs::write(scene.dir.join("hidden"), "").unwrap();
+    assert!(scene.mount().contains("is not empty"));
+    assert!(!scene.dir.join("hidden").exists());
+}
+
+#[test]
+fn odd_names_of_directories() {
+    let scene = scene!();
+    for name in ["with space", "back\\slash", "new\nline", "-dash", "ünï"] {
+        let dir = scene.temp.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        scene.run(&["mount", "main", dir.to_str().unwrap()]).ok();
+        fs::write(dir.join("x"), name).unwrap();
+        scene.run(&["unmount", dir.to_str().unwrap()]).ok();
+        assert!(!dir.join("x").exists(), "{name:?}");
+    }
+    // Relative, from where the command is called.
+    let mut command = scene.command(&["mount", "main", "dir"]);
+    said(&command.current_dir(scene.temp.path()).output().unwrap()).ok();
+    assert!(scene.dir.join("x").exists());
+    let mut command = scene.command(&["unmount", "./dir"]);
+    said(&command.current_dir(scene.temp.path()).output().unwrap()).ok();
+}
+
+#[test]
+fn long_store_paths() {
+    let long = format!("{}/{}/store", "a".repeat(200), "b".repeat(200));
+    let Some(scene) = Scene::below(&long) else { return };
+    scene.mount();
+    assert_eq!(scene.status("main")["state"], "mounted");
+    scene.run(&["branch", "create", "child", "--from", "main"]).ok();
+    scene.run(&["unmount", "main"]).ok();
+}
+
+#[test]
+fn a_killed_server_is_replaced() {
+    let scene = scene!();
+    scene.mount();
+    fs::write(scene.dir.join("file"), "before").unwrap();
+    let kill_server = || {
+        let pid = scene.server();
+        kill(pid, Signal::SIGKILL).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while scene.status("main")["state"] != "dead" {
+            assert!(Instant::now() < deadline, "{}", scene.status("main"));
+        }
+    };
+    kill_server();
+    let error = fs::read_dir(&scene.dir).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
+    assert!(scene.run(&["status"]).ok().contains("server was killed"));
+    // At the same place.
+    let text = scene.mount();
+    assert!(text.contains("took away the dead mount"), "{text}");
+    assert_eq!(fs::read_to_string(scene.dir.join("file")).unwrap(), "before");
+    assert_eq!(scene.mounts().len(), 1);
+    // At another place: the old one goes, too.
+    kill_server();
+    let other = scene.temp.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let text = scene.run(&["mount", "main", other.to_str().unwrap()]).ok();
+    assert!(text.contains("took away the dead mount"), "{text}");
+    assert_eq!(scene.mounts(), [other.to_str().unwrap()]);
+    // Unmounting what is left, by name and by directory.
+    kill_server();
+    let text = scene.run(&["unmount", "main"]).ok();
+    assert!(text.contains("its serving process was gone"), "{text}");
+    assert_eq!(scene.mounts(), [] as [&str; 0]);
+    scene.mount();
+    kill_server();
+    scene.run(&["unmount", scene.dir()]).ok();
+    assert_eq!(scene.mounts(), [] as [&str; 0]);
+    assert_eq!(scene.status("main")["state"], "not_mounted");
+    // A dead mount whose run file is gone as well.
+    scene.mount();
+    kill_server();
+    fs::remove_file(scene.run_file("1.json")).unwrap();
+    assert!(scene.mount().contains("took away the dead mount"));
+    // Another branch at the place of a dead one.
+    kill_server();
+    scene.run(&["branch", "create", "second", "--empty"]).ok();
+    let text = scene.run(&["mount", "second", scene.dir()]).ok();
+    assert!(text.contains("took away the dead mount"), "{text}");
+    assert_eq!(scene.mounts().len(), 1);
+}
+
+#[test]
+fn sigterm_unmounts() {
+    let scene = scene!();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        scene.mount();
+        fs::write(scene.dir.join("file"), signal.as_str()).unwrap();
+        kill(scene.server(), signal).unwrap();
+        scene.wait_until_unserved();
+        assert_eq!(scene.mounts(), [] as [&str; 0]);
+        assert!(!scene.run_file("1.json").exists() && !scene.run_file("1.sock").exists());
+    }
+    scene.mount();
+    assert_eq!(fs::read_to_string(scene.dir.join("file")).unwrap(), "SIGHUP");
+}
+
+#[test]
+fn sigterm_with_files_open_detaches() {
+    let scene = scene!();
+    scene.mount();
+    let mut file = fs::File::create(scene.dir.join("file")).unwrap();
+    let server = scene.server();
+    kill(server, Signal::SIGTERM).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while scene.status("main")["state"] != "detached" {
+        assert!(Instant::now() < deadline, "{}", scene.status("main"));
+    }
+    assert_eq!(scene.mounts(), [] as [&str; 0]);
+    let error = scene.run(&["mount", "main", scene.dir()]).fails(1);
+    assert!(error.contains("unmounted lazily and is still in use"), "{error}");
+    // Whoever has files open loses nothing.
+    file.write_all(b"to the end").unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    scene.wait_until_unserved();
+    let log = fs::read_to_string(scene.run_file("1.log")).unwrap();
+    assert!(log.contains("still in use by process"), "{log}");
+    scene.mount();
+    assert_eq!(fs::read_to_string(scene.dir.join("file")).unwrap(), "to the end");
+}
+
+#[test]
+fn unmounting_what_is_in_use() {
+    let scene = scene!();
+    scene.mount();
+    fs::create_dir(scene.dir.join("sub")).unwrap();
+    fs::write(scene.dir.join("file"), "x").unwrap();
+    fs::copy("/bin/sleep", scene.dir.join("sleep")).unwrap();
+    let inside = shell(":", &scene.dir.join("sub"));
+    let reader = shell("exec 7<file", &scene.dir);
+    let program = Guard(Command::new(scene.dir.join("sleep")).arg("600").spawn().unwrap());
+    for target in ["main", scene.dir()] {
+        let error = scene.run(&["unmount", target]).fails(1);
+        for wanted in [
+            format!("process {} sh (working directory)", inside.0.id()),
+            format!("process {} sh (working directory, open files)", reader.0.id()),
+            format!("process {} sleep (program)", program.0.id()),
+            "Hint: end these processes, or detach".to_owned(),
+        ] {
+            assert!(error.contains(&wanted), "{wanted} in {error}");
+        }
+    }
+    assert_eq!(scene.status("main")["state"], "mounted");
+    drop((inside, program));
+    let text = scene.run(&["unmount", "main", "--lazy"]).ok();
+    assert!(text.contains("Detached main") && text.contains(&reader.0.id().to_string()), "{text}");
+    assert_eq!(scene.mounts(), [] as [&str; 0]);
+    assert_eq!(scene.status("main")["state"], "detached");
+    assert!(scene.run(&["unmount", "main", "--lazy"]).ok().contains("Detached main"));
+    drop(reader);
+    scene.wait_until_unserved();
+    // Nothing in use: --lazy makes no difference.
+    scene.mount();
+    assert!(scene.run(&["unmount", "main", "--lazy"]).ok().starts_with("Unmounted main"));
+}
+
+#[test]
+fn other_things_that_hold_a_mount() {
+    let scene = scene!();
+    scene.mount();
+    let nested = scene.dir.join("nested");
+    fs::create_dir(&nested).unwrap();
+    nix::mount::mount(
+        Some("none"),
+        &nested,
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        None::<&str>,
+    )
+    .unwrap();
+    let error = scene.run(&["unmount", "main"]).fails(1);
+    assert!(error.contains(&format!("a mount at {}", nested.display())), "{error}");
+    nix::mount::umount(&nested).unwrap();
+    scene.run(&["unmount", "main"]).ok();
+}
+
+#[test]
+fn what_was_mounted_below_stays() {
+    let scene = scene!();
+    let tmpfs = || {
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("none"), &scene.dir, Some("tmpfs"), flags, None::<&str>).unwrap();
+    };
+    tmpfs();
+    fs::write(scene.dir.join("below"), "").unwrap();
+    scene.mount();
+    assert!(!scene.dir.join("below").exists());
+    scene.run(&["unmount", "main"]).ok();
+    assert!(scene.dir.join("below").exists(), "the mount below was taken away");
+    // Unmounted by others, and something else mounted at once: it must survive our end.
+    scene.mount();
+    nix::mount::umount(&scene.dir).unwrap();
+    tmpfs();
+    fs::write(scene.dir.join("above"), "").unwrap();
+    scene.wait_until_unserved();
+    assert!(scene.dir.join("above").exists(), "somebody else's mount was taken away");
+    nix::mount::umount(&scene.dir).unwrap();
+    assert!(scene.dir.join("below").exists());
+}
+
+#[test]
+fn unmounted_by_others() {
+    let scene = scene!();
+    scene.mount();
+    fs::write(scene.dir.join("file"), "x").unwrap();
+    nix::mount::umount(&scene.dir).unwrap();
+    scene.wait_until_unserved();
+    assert!(!scene.run_file("1.sock").exists());
+    scene.mount();
+    assert!(scene.dir.join("file").exists());
+}
+
+#[test]
+fn in_the_foreground() {
+    let scene = scene!();
+    let mut command = scene.command(&["mount", "--foreground", "main", scene.dir()]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = Guard(child);
+    let mut line = String::new();
+    let out = child.0.stdout.take().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
+    assert!(line.contains("Mounted main at"), "{line}");
+    fs::write(scene.dir.join("file"), "x").unwrap();
+    kill(Pid::from_raw(child.0.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(child.0.wait().unwrap().code(), Some(0));
+    assert_eq!(scene.mounts(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_mount_that_takes_too_long() {
+    let scene = scene!();
+    let error = scene.run(&["mount", "main", scene.dir(), "--timeout", "1ms"]).fails(4);
+    assert!(error.contains("not mounted within 0.001 s"), "{error}");
+    assert!(error.contains("1.log"), "{error}");
+    assert_eq!(scene.mounts(), [] as [&str; 0]);
+    assert!(servers_below(scene.temp.path()).is_empty());
+    scene.mount();
+}
+
+#[test]
+fn a_server_that_hangs() {
+    let scene = scene!();
+    scene.mount();
+    let server = scene.server();
+    kill(server, Signal::SIGSTOP).unwrap();
+    let begin = Instant::now();
+    let text = scene.run(&["status"]).ok();
+    assert!(text.contains("does not answer"), "{text}");
+    assert!(begin.elapsed() < Duration::from_secs(6));
+    let error = scene.run(&["unmount", "main", "--timeout", "300ms"]).fails(4);
+    assert!(error.contains("does not answer") && error.contains("--lazy"), "{error}");
+    scene.run(&["unmount", "main", "--lazy", "--timeout", "300ms"]).ok();
+    assert_eq!(scene.mounts(), [] as [&str; 0]);
+    kill(server, Signal::SIGCONT).unwrap();
+    scene.wait_until_unserved();
+    scene.mount();
+}
+
+#[test]
+fn forks_go_through_the_server() {
+    let scene = scene!();
+    scene.mount();
+    fs::write(scene.dir.join("file"), "parent").unwrap();
+    fs::File::open(scene.dir.join("file")).unwrap().sync_all().unwrap();
+    scene.run(&["branch", "create", "child", "--from", "main"]).ok();
+    let error = scene.run(&["branch", "create", "child", "--from", "main"]).fails(1);
+    assert!(error.contains("child exists already"), "{error}");
+    fs::write(scene.dir.join("file"), "changed").unwrap();
+    let other = scene.temp.path().join("other");
+    fs::create_dir(&other).unwrap();
+    scene.run(&["mount", "child", other.to_str().unwrap()]).ok();
+    assert_eq!(fs::read_to_string(other.join("file")).unwrap(), "parent");
+    assert_eq!(fs::read_to_string(scene.dir.join("file")).unwrap(), "changed");
+    let error = scene.run(&["branch", "delete", "main"]).fails(1);
+    assert!(error.contains("main"), "{error}");
+}
+
+#[test]
+fn attacks_on_the_control_socket() {
+    let scene = scene!();
+    scene.mount();
+    let socket = scene.run_file("1.sock");
+    let connect = || UnixStream::connect(&socket).unwrap();
+    let attacks: [&[u8]; 5] = [
+        &[0xff; 4096],
+        &[0, 0, 0, 0],
+        &[0xff, 0xff, 0xff, 0x7f],
+        b"\x03\0\0\0{]}",
+        b"GET / HTTP/1.0\r\n",
+    ];
+    for attack in attacks {
+        let mut stream = connect();
+        let _ = stream.write_all(attack);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(String::from_utf8_lossy(&answer).contains("bad_request"), "{attack:?}");
+    }
+    // Half requests, and clients that only connect, as many as there is room for and more.
+    let mut crowd: Vec<UnixStream> = (0..200).map(|_| connect()).collect();
+    for stream in &mut crowd {
+        let _ = stream.write_all(&[40, 0, 0, 0, b'{']);
+    }
+    fs::write(scene.dir.join("file"), "the filesystem goes on").unwrap();
+    let text = scene.run(&["status", "main"]).ok();
+    assert!(text.contains("64 connections are open"), "{text}");
+    drop(crowd);
+    let deadline = Instant::now() + PATIENCE;
+    while scene.status("main")["state"] != "mounted" {
+        assert!(Instant::now() < deadline, "{}", scene.status("main"));
+    }
+    scene.run(&["branch", "create", "child", "--from", "main"]).ok();
+    scene.run(&["unmount", "main"]).ok();
+}
+
+#[test]
+fn things_in_the_place_of_the_socket() {
+    let scene = scene!();
+    let socket = scene.run_file("1.sock");
+    let precious = scene.temp.path().join("precious");
+    fs::write(&precious, "data").unwrap();
+    std::os::unix::fs::symlink(&precious, &socket).unwrap();
+    scene.mount();
+    assert_eq!(scene.status("main")["state"], "mounted");
+    scene.run(&["unmount", "main"]).ok();
+    drop(UnixListener::bind(&socket).unwrap());
+    fs::write(scene.run_file("1.json"), "{\"branch\": 1, \"pid\": 1").unwrap();
+    scene.mount();
+    assert_eq!(scene.status("main")["state"], "mounted");
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "data");
+}
+
+#[test]
+fn a_run_file_that_lies_unmounts_nothing() {
+    let scene = scene!();
+    let Some(other) = Scene::new() else { return };
+    other.mount();
+    let run = format!(
+        "{{\"branch\":1,\"mount_point\":\"{}\",\"pid\":1,\"since_ms\":0,\"read_only\":false}}",
+        other.dir()
+    );
+    fs::write(scene.run_file("1.json"), run).unwrap();
+    assert!(scene.run(&["unmount", "main"]).ok().contains("its serving process was gone"));
+    assert_eq!(other.status("main")["state"], "mounted");
+    assert_eq!(other.mounts().len(), 1);
+    // By directory it can be unmounted all the same.
+    scene.run(&["unmount", other.dir()]).ok();
+    other.wait_until_unserved();
+}
+
+/// Mounts, uses and unmounts as the user `nobody`, in a mount namespace of its own, where
+/// `/dev/fuse` is open to everybody as distributions have it.
+const ORDINARY_USER: &str = r#"
+set -e
+as() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
+mkdir "$T/user"; chown 65534:65534 "$T/user"
+export COWFS_STORE="$T/user/store"
+as "$COWFS" init
+as "$COWFS" branch create main --empty
+as mkdir "$T/user/dir"
+mknod "$T/fuse" c 10 229; chmod 600 "$T/fuse"; mount --bind "$T/fuse" /dev/fuse
+as "$COWFS" mount main "$T/user/dir" && echo BAD || echo "refused $?"
+chmod 666 "$T/fuse"
+as "$COWFS" mount main "$T/user/dir"
+as sh -c 'echo hello > "$T/user/dir/file"'
+as cat "$T/user/dir/file"
+as "$COWFS" status
+as sh -c 'cd "$T/user/dir"; echo in; read line' < "$T/fifo" > "$T/user.out" & 
+exec 9> "$T/fifo"
+while ! grep -q in "$T/user.out"; do :; done
+as "$COWFS" unmount main && echo BAD || echo "refused $?"
+echo >&9; wait $!
+as "$COWFS" unmount main
+! grep -q "$T/user/dir" /proc/self/mountinfo
+as "$COWFS" mount main "$T/user/dir"
+kill -9 $(sed 's/.*"pid":\([0-9]*\).*/\1/' "$T/user/store/run/1.json")
+while as ls "$T/user/dir" 2>/dev/null; do :; done
+as "$COWFS" mount main "$T/user/dir"
+kill $(sed 's/.*"pid":\([0-9]*\).*/\1/' "$T/user/store/run/1.json")
+while grep -q "$T/user/dir" /proc/self/mountinfo; do :; done
+mkdir "$T/user/foreign"
+as "$COWFS" mount main "$T/user/foreign" && echo BAD || echo "refused $?"
+as "$COWFS" mount main /tmp && echo BAD || echo "refused $?"
+echo FINISHED
+"#;
+
+#[test]
+fn as_an_ordinary_user() {
+    if !possible() {
+        return;
+    }
+    let found = |program: &str| {
+        let paths = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&paths).any(|dir| dir.join(program).exists())
+    };
+    if !["fusermount3", "unshare", "setpriv"].into_iter().all(found) {
+        println!("skipped: needs fusermount3, unshare and setpriv");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().canonicalize().unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+    nix::unistd::mkfifo(&root.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // The program may lie where nobody else may look.
+    let program = root.join("cowfs");
+    fs::copy(env!("CARGO_BIN_EXE_cowfs"), &program).unwrap();
+    let output = Command::new("timeout")
+        .args(["60", "unshare", "--mount", "sh", "-c", ORDINARY_USER])
+        .env("T", &root)
+        .env("COWFS", &program)
+        .env_remove("COWFS_LOG")
+        .output()
+        .unwrap();
+    for pid in servers_below(&root) {
+        let _ = kill(pid, Signal::SIGKILL);
+    }
+    let said = said(&output);
+    let all = format!("{}\n{}", said.out, said.err);
+    if all.contains("unshare failed") || all.contains("mknod") {
+        println!("skipped: no mount namespace of its own or no device nodes here: {all}");
+        return;
+    }
+    assert!(said.out.contains("FINISHED") && !said.out.contains("BAD"), "{all}");
+    assert!(said.out.contains("hello"), "{all}");
+    assert_eq!(said.out.matches("refused 1").count(), 4, "{all}");
+    assert!(said.err.contains("mounted as an ordinary user"), "{all}");
+    assert!(said.err.contains("your user may not open /dev/fuse"), "{all}");
+    assert!(said.err.contains("sh (working directory)"), "{all}");
+    assert!(said.err.contains("took away the dead mount"), "{all}");
+    assert!(said.err.contains("you may not write to"), "{all}");
+}
