@@ -35,7 +35,8 @@ fn cluster(scratch: &Scratch) -> PathBuf {
     fs::rename(&data_in, &data).unwrap();
     let server = Server::start(&data, &sockets);
     server.query(&format!("create tablespace outside location '{}'", ts.display()));
-    server.query("create table kept tablespace outside as select g from generate_series(1, 20000) g");
+    server
+        .query("create table kept tablespace outside as select g from generate_series(1, 20000) g");
     server.query("create table plain as select g from generate_series(1, 1000) g");
     server.stop("fast");
     data
@@ -76,7 +77,9 @@ fn a_cluster_becomes_self_contained_and_starts() {
     assert_eq!(report.postgres_major, Some(15));
     assert_eq!(report.branch.origin, format!("import:{}", data.display()));
     let base = Base::of(&scratch, &report);
-    for name in ["PG_VERSION", "global/pg_control", "base/1/1259", "postgresql.conf", "pg_xact/0000"] {
+    for name in
+        ["PG_VERSION", "global/pg_control", "base/1/1259", "postgresql.conf", "pg_xact/0000"]
+    {
         base.assert_like(name, &data.join(name));
     }
     for gone in ["postmaster.pid", "postmaster.opts"] {
@@ -85,7 +88,10 @@ fn a_cluster_becomes_self_contained_and_starts() {
     }
     // WAL: a real directory with the segments.
     assert_eq!(base.get("pg_wal").kind, FileKind::Directory);
-    base.assert_like("pg_wal/000000010000000000000001", &scratch.path("wal/000000010000000000000001"));
+    base.assert_like(
+        "pg_wal/000000010000000000000001",
+        &scratch.path("wal/000000010000000000000001"),
+    );
     assert!(report.notes.contains(&Note::WalBroughtIn { from: scratch.path("wal") }));
     // Tablespace: inside, behind a relative link, this version only.
     let link = base.get(&format!("pg_tblspc/{oid}"));
@@ -155,8 +161,13 @@ fn clusters_that_must_not_be_imported() {
     let mut request = scratch.request(&data, "prod");
 
     let server = Server::start(&data, &scratch.path("sockets"));
-    let pid: i32 =
-        fs::read_to_string(data.join("postmaster.pid")).unwrap().lines().next().unwrap().parse().unwrap();
+    let pid: i32 = fs::read_to_string(data.join("postmaster.pid"))
+        .unwrap()
+        .lines()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     request.allow_crashed = true;
     match import(&scratch, &request) {
         Err(ImportError::Running { pid: named, .. }) => assert_eq!(named, pid),
@@ -255,10 +266,23 @@ fn any_tree_with_one_of_everything() {
         let report = import(&scratch, &request).unwrap();
         assert_eq!(listing(&root), before, "the source was changed");
         let base = Base::of(&scratch, &report);
-        for name in ["file", "empty", "sub", "sub/deep", "sub/sparse", "inside", "sub/outside", "dangling", "fifo"] {
+        for name in [
+            "file",
+            "empty",
+            "sub",
+            "sub/deep",
+            "sub/sparse",
+            "inside",
+            "sub/outside",
+            "dangling",
+            "fifo",
+        ] {
             base.assert_like(name, &root.join(name));
         }
-        base.assert_like(&format!("sub/{}", "n".repeat(255)), &root.join("sub").join("n".repeat(255)));
+        base.assert_like(
+            &format!("sub/{}", "n".repeat(255)),
+            &root.join("sub").join("n".repeat(255)),
+        );
         assert!(base.look_up(b"not\xff utf8\n").is_some());
         // Not a cluster, so this is a file like any other.
         base.assert_like("postmaster.pid", &root.join("postmaster.pid"));
@@ -269,7 +293,8 @@ fn any_tree_with_one_of_everything() {
         assert_eq!(base.get("fifo").kind, FileKind::Fifo);
         assert!(base.look_up(b"socket").is_none());
         assert!(report.notes.contains(&Note::SocketSkipped { path: "socket".into() }));
-        let outside = Note::OutsideLinkKept { link: "sub/outside".into(), target: "../../etc".into() };
+        let outside =
+            Note::OutsideLinkKept { link: "sub/outside".into(), target: "../../etc".into() };
         assert!(report.notes.contains(&outside));
         assert_eq!(report.counts.hard_links, 1);
         assert_eq!(report.copied.copied_files + report.copied.shared_files > 0, !adopt);
@@ -360,8 +385,7 @@ fn what_changes_between_walk_and_copy_is_an_error() {
         fs::write(root.join("sub/g"), "kept").unwrap();
         let mut request = scratch.request(&root, "b");
         request.any = true;
-        let result =
-            cowfs::import::import(&scratch.store, &request, &AtPlanned(|| change(&root)));
+        let result = cowfs::import::import(&scratch.store, &request, &AtPlanned(|| change(&root)));
         match (expected, result) {
             ("it is gone", Ok(report)) => {
                 let base = Base::of(&scratch, &report);

@@ -84,7 +84,11 @@ fn a_postmaster_pid_of_a_living_process_is_named() {
     fs::write(place.path("data/PG_VERSION"), "15\n").unwrap();
     fs::write(place.path("data/postmaster.pid"), "1\n").unwrap();
     for extra in ["--allow-crashed", "--any"] {
-        place.refuses(&["data", "--as", "b", extra], 1, &["running", "process 1", "postmaster.pid"]);
+        place.refuses(
+            &["data", "--as", "b", extra],
+            1,
+            &["running", "process 1", "postmaster.pid"],
+        );
     }
     fs::remove_file(place.path("data/postmaster.pid")).unwrap();
     place.refuses(&["data", "--as", "b"], 1, &["pg_control"]);
@@ -145,7 +149,6 @@ fn json_and_text_on_stdout() {
 }
 
 /// Starts an import of much data and waits until its layer is there.
-#[expect(clippy::zombie_processes, reason = "the caller waits for the child")]
 fn started(place: &Place) -> Option<Child> {
     fs::create_dir(place.path("big")).unwrap();
     for number in 0..8 {

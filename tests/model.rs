@@ -51,7 +51,17 @@ enum Op {
 
 fn path() -> impl Strategy<Value = String> {
     prop::sample::select(vec![
-        "a", "b", "c", "d", "d/a", "d/b", "d/e", "d/e/a", "pg_wal", "pg_wal/0001", "pg_wal/0002",
+        "a",
+        "b",
+        "c",
+        "d",
+        "d/a",
+        "d/b",
+        "d/e",
+        "d/e/a",
+        "pg_wal",
+        "pg_wal/0001",
+        "pg_wal/0002",
     ])
     .prop_map(str::to_owned)
 }

@@ -47,12 +47,13 @@ impl Background {
     /// Starts the thread of `branch`.
     pub fn start(branch: &Arc<Branch>) {
         let weak = Arc::downgrade(branch);
-        let spawned = std::thread::Builder::new()
-            .name("cowfs-finalize".to_owned())
-            .spawn(move || run(&weak));
+        let spawned =
+            std::thread::Builder::new().name("cowfs-finalize".to_owned()).spawn(move || run(&weak));
         match spawned {
             Ok(thread) => branch.background.state.lock().thread = Some(thread),
-            Err(error) => tracing::error!(%error, "no background thread: layers are finalized at unmount"),
+            Err(error) => {
+                tracing::error!(%error, "no background thread: layers are finalized at unmount");
+            }
         }
         branch.background.wake();
     }
@@ -165,11 +166,8 @@ impl Branch {
         let Some(layer) = view.frozen.last().cloned() else { return Ok(()) };
         let position = view.frozen.len() - 1;
         let depth = layer.depth;
-        let part = if layer.is_empty() {
-            None
-        } else {
-            Some(self.index_of(view, position, &layer)?)
-        };
+        let part =
+            if layer.is_empty() { None } else { Some(self.index_of(view, position, &layer)?) };
         self.swap_in(&layer, part);
         layer.log.retire();
         let dir = self.data.layer_dir(layer.id);
@@ -208,7 +206,8 @@ impl Branch {
     ) -> Result<IndexBuilder, BranchError> {
         // Any number above every inode of the layer will do; the branch's own is at hand.
         let next_ino = Ino(self.next_ino.load(std::sync::atomic::Ordering::Relaxed));
-        let meta = IndexMeta { layer: layer.id, lowest_depth: layer.depth, depth: layer.depth, next_ino };
+        let meta =
+            IndexMeta { layer: layer.id, lowest_depth: layer.depth, depth: layer.depth, next_ino };
         let mut builder = IndexBuilder::new(meta);
         layer.for_each_name(|dir, name, target| builder.dirent(dir, name, target));
         let mut inos = BTreeSet::new();
@@ -221,8 +220,7 @@ impl Branch {
             let Some(record) = view.inode_below(ino, position + 1)? else { continue };
             // A file without a name is kept: somebody may have it open still.
             let layout = layer.file(ino).map(|file| file.layout());
-            let layout =
-                layout.map(|(private, floor, runs)| FileLayout { private, floor, runs });
+            let layout = layout.map(|(private, floor, runs)| FileLayout { private, floor, runs });
             debug_assert!(layout.is_none() || record.kind == FileKind::Regular);
             builder.inode(record, layout);
         }
@@ -248,7 +246,7 @@ impl Branch {
     }
 
     /// Replaces the newest finalized parts down to `lowest_depth` by one merged index.
-    pub(super) fn swap_merged(&self, part: SealedPart) {
+    pub(super) fn swap_merged(&self, part: &SealedPart) {
         let lowest = part.index.meta().lowest_depth;
         let depth = part.index.meta().depth;
         self.replace_view(|old| {

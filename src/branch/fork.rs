@@ -93,7 +93,7 @@ impl Branch {
         let next = plan.seal.as_ref().map(|seal| seal.parent_next);
         drop(view);
         let commit_start = Instant::now();
-        let (row, child_lock) = self.commit_fork(plan)?;
+        let (row, child_lock) = self.commit_fork(&plan)?;
         let commit_us = micros(commit_start.elapsed());
         let gate_start = Instant::now();
         if let Some(next) = next {
@@ -106,9 +106,9 @@ impl Branch {
         Ok(ForkReport { child: row, gate_us, commit_us, total_us: micros(start.elapsed()) })
     }
 
-    fn commit_fork(&self, plan: ForkPlan) -> Result<(BranchRow, Option<BranchLock>), BranchError> {
+    fn commit_fork(&self, plan: &ForkPlan) -> Result<(BranchRow, Option<BranchLock>), BranchError> {
         let mut child_lock = None;
-        let row = self.store.catalog.fork(&plan, &mut |id| {
+        let row = self.store.catalog.fork(plan, &mut |id| {
             child_lock = Some(self.store.lock_branch(id).map_err(io::Error::other)?);
             Ok(())
         })?;
@@ -204,12 +204,8 @@ pub fn create_empty(
         path: store.layer_dir(head),
         source,
     })?;
-    let new = NewBranch {
-        name,
-        origin: "empty".to_owned(),
-        uid: by.uid,
-        command: by.command.clone(),
-    };
+    let new =
+        NewBranch { name, origin: "empty".to_owned(), uid: by.uid, command: by.command.clone() };
     let row = store.catalog.create_branch(&new, NewLayer { id: head, parent: None })?;
     store.catalog.mark_layer_used(head)?;
     Ok(row)
@@ -218,10 +214,8 @@ pub fn create_empty(
 fn root_directory(uid: u32) -> InodeRecord {
     let since_epoch =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let now = Timestamp {
-        secs: since_epoch.as_secs().cast_signed(),
-        nanos: since_epoch.subsec_nanos(),
-    };
+    let now =
+        Timestamp { secs: since_epoch.as_secs().cast_signed(), nanos: since_epoch.subsec_nanos() };
     InodeRecord {
         ino: Ino::ROOT,
         kind: FileKind::Directory,

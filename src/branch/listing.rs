@@ -55,8 +55,7 @@ impl View {
         }
         for part in self.sealed.iter() {
             let mut taken: Option<u64> = None;
-            let mut count = 0;
-            for entry in part.index.entries_after(dir, after) {
+            for (count, entry) in part.index.entries_after(dir, after).enumerate() {
                 let entry = entry.map_err(|source| LayerError::Damaged {
                     layer: part.layer,
                     path: part.which.path(&self.data, part.layer),
@@ -68,7 +67,6 @@ impl View {
                     break;
                 }
                 taken = Some(entry.hash);
-                count += 1;
                 merged.entry((entry.hash, entry.name.to_vec())).or_insert(entry.target);
             }
         }

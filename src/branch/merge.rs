@@ -1,8 +1,8 @@
 //! Index merging: keeps the number of indexes that a lookup visits logarithmic in the depth.
 //!
 //! The layer at depth d gets a `merged` index over the s layers d-s+1..=d, where s is the largest
-//! power of [`FANOUT`] that divides d. A stack of depth d is then covered by at most
-//! FANOUT * log_FANOUT(d) indexes, whoever forked where: the rule depends on the depth alone, so
+//! power of [`FANOUT`] that divides d. A stack of depth d is then covered by about
+//! [`FANOUT`] indexes per level, whoever forked where: the rule depends on the depth alone, so
 //! branches that share layers share the merged indexes too. Data files stay where they are. The
 //! base (depth 0) is never merged: it may hold millions of files.
 
@@ -58,7 +58,7 @@ pub(super) fn merge_below(branch: &Branch, depth: u32) -> Result<(), BranchError
         write_index(builder, &data.layer_dir(layer), "merged")?;
     }
     if let Some(index) = open_index(data, layer, IndexFile::Merged)? {
-        branch.swap_merged(SealedPart { layer, which: IndexFile::Merged, index });
+        branch.swap_merged(&SealedPart { layer, which: IndexFile::Merged, index });
     }
     Ok(())
 }

@@ -95,7 +95,8 @@ pub(super) fn load_view(
     boot_id: [u8; 16],
     chain: &[LayerRow],
 ) -> Result<View, BranchError> {
-    let (head, below) = chain.split_first().ok_or(BranchError::LayerMissing { layer: LayerId(0) })?;
+    let (head, below) =
+        chain.split_first().ok_or(BranchError::LayerMissing { layer: LayerId(0) })?;
     let (frozen, sealed) = load_sealed(store, data, boot_id, below)?;
     check_present(data, head)?;
     let open = replay::replay(data, (head.id, head.depth), boot_id, first_use(store, head.id))?;
@@ -130,7 +131,8 @@ fn load_sealed(
             continue;
         }
         check_present(data, row)?;
-        let mut layer = replay::replay(data, (row.id, row.depth), boot_id, first_use(store, row.id))?;
+        let mut layer =
+            replay::replay(data, (row.id, row.depth), boot_id, first_use(store, row.id))?;
         layer.foreign = true;
         // The process that froze it may have finalized it meanwhile and removed its logs.
         if let Some(part) = load_part(data, row)? {

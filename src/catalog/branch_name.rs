@@ -96,8 +96,23 @@ mod tests {
     fn refuses_with_the_rule() {
         let too_long = "a".repeat(64);
         for name in [
-            "", "A", "Main", "-a", ".a", "/a", "_a", "a/", "a//b", "a..b", "a b", "a\n", "\u{e4}",
-            "a\0", "..", "../x", too_long.as_str(),
+            "",
+            "A",
+            "Main",
+            "-a",
+            ".a",
+            "/a",
+            "_a",
+            "a/",
+            "a//b",
+            "a..b",
+            "a b",
+            "a\n",
+            "\u{e4}",
+            "a\0",
+            "..",
+            "../x",
+            too_long.as_str(),
         ] {
             let error = name.parse::<BranchName>().unwrap_err();
             assert!(error.to_string().contains("1 to 63 of a-z"), "{error}");

@@ -84,8 +84,7 @@ impl Catalog {
             }
             let top = NewLayer { id: plan.child_head, parent: base };
             layers::insert(transaction, top, LayerState::Open, false, None)?;
-            let child =
-                branches::insert(transaction, &plan.child, Some(parent.id), top.id, true)?;
+            let child = branches::insert(transaction, &plan.child, Some(parent.id), top.id, true)?;
             let actor = Actor { uid: plan.child.uid, command: &plan.child.command };
             let detail = format!("branch {} forked from {} ({})", child.id, parent.name, parent.id);
             oplog::record(transaction, actor, Some(child.name.as_str()), &detail)?;
@@ -96,12 +95,7 @@ impl Catalog {
     }
 
     /// Seals a branch's open layer without a fork; `next` becomes its head.
-    pub fn seal(
-        &self,
-        branch: BranchId,
-        open: LayerId,
-        next: LayerId,
-    ) -> Result<(), CatalogError> {
+    pub fn seal(&self, branch: BranchId, open: LayerId, next: LayerId) -> Result<(), CatalogError> {
         self.write(|transaction| {
             let row = branches::require(transaction, branch)?;
             apply_seal(transaction, &row, SealPlan { open, parent_next: next })?;

@@ -24,11 +24,11 @@ pub(super) struct ManArgs {
     dir: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &CompletionsArgs) -> Result<u8, Failure> {
+pub(super) fn run(args: &CompletionsArgs) -> u8 {
     let mut out = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "cowfs", &mut out);
     output::print(&String::from_utf8_lossy(&out));
-    Ok(0)
+    0
 }
 
 pub(super) fn run_man(args: &ManArgs) -> Result<u8, Failure> {

@@ -134,7 +134,8 @@ struct Progress {
 impl Progress {
     fn new() -> Progress {
         let bar = ProgressBar::hidden();
-        let style = "{msg} {bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+        let style =
+            "{msg} {bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);
         }

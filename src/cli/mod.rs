@@ -123,7 +123,7 @@ impl Cli {
             Command::Unmount(args) => unmount::run(args, &self.open_store()?),
             Command::Status(args) => status::run(args, &self.open_store()?),
             Command::Gc(args) => gc::run(args, &self.open_store()?),
-            Command::Completions(args) => completions::run(args),
+            Command::Completions(args) => Ok(completions::run(args)),
             Command::Man(args) => completions::run_man(args),
         }
     }

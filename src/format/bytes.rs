@@ -12,11 +12,7 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Reads `bytes`, which lie at `offset` of a file and are (part of) a `what`.
     pub(super) fn new(bytes: &'a [u8], offset: u64, what: &'static str) -> Reader<'a> {
-        Reader {
-            bytes,
-            offset,
-            what,
-        }
+        Reader { bytes, offset, what }
     }
 
     pub(super) fn offset(&self) -> u64 {
@@ -73,18 +69,11 @@ impl<'a> Reader<'a> {
 
     /// Fails unless everything was read.
     pub(super) fn finish(&self) -> Result<(), FormatError> {
-        if self.bytes.is_empty() {
-            Ok(())
-        } else {
-            Err(self.corrupt("length (bytes left over)"))
-        }
+        if self.bytes.is_empty() { Ok(()) } else { Err(self.corrupt("length (bytes left over)")) }
     }
 
     pub(super) fn corrupt(&self, what: &'static str) -> FormatError {
-        FormatError::Corrupt {
-            what,
-            offset: self.offset,
-        }
+        FormatError::Corrupt { what, offset: self.offset }
     }
 
     fn truncated(&self, wanted: usize) -> FormatError {

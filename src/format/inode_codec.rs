@@ -105,10 +105,7 @@ pub(super) fn decode_core(reader: &mut Reader<'_>) -> Result<Core, FormatError> 
     let secs = [reader.i64()?, reader.i64()?, reader.i64()?, reader.i64()?];
     let mut times = [Timestamp::default(); 4];
     for (time, secs) in times.iter_mut().zip(secs) {
-        *time = Timestamp {
-            secs,
-            nanos: nanos(reader)?,
-        };
+        *time = Timestamp { secs, nanos: nanos(reader)? };
     }
     let [atime, mtime, ctime, btime] = times;
     let (uid, gid) = (reader.u32()?, reader.u32()?);
@@ -139,11 +136,7 @@ pub(super) fn decode_core(reader: &mut Reader<'_>) -> Result<Core, FormatError> 
         xattrs: Vec::new(),
         adopted: None,
     };
-    Ok(Core {
-        record,
-        flags,
-        extra_bytes,
-    })
+    Ok(Core { record, flags, extra_bytes })
 }
 
 /// Reads extras, all of `reader`, into `record`.
@@ -163,36 +156,22 @@ pub(super) fn decode_extra(
     for _ in 0..xattr_count {
         let (name_bytes, value_bytes) = (reader.u32()? as usize, reader.u32()? as usize);
         let name = reader.take(name_bytes)?.to_vec();
-        record
-            .xattrs
-            .push((name, reader.take(value_bytes)?.to_vec()));
+        record.xattrs.push((name, reader.take(value_bytes)?.to_vec()));
     }
     if adopted {
         let (host_ino, size) = (reader.u64()?, reader.u64()?);
         let secs = reader.i64()?;
-        let mtime = Timestamp {
-            secs,
-            nanos: nanos(&mut reader)?,
-        };
+        let mtime = Timestamp { secs, nanos: nanos(&mut reader)? };
         let path_bytes = reader.u32()? as usize;
         let path = reader.take(path_bytes)?.to_vec();
-        record.adopted = Some(AdoptedSource {
-            path,
-            host_ino,
-            size,
-            mtime,
-        });
+        record.adopted = Some(AdoptedSource { path, host_ino, size, mtime });
     }
     reader.finish()
 }
 
 fn nanos(reader: &mut Reader<'_>) -> Result<u32, FormatError> {
     let nanos = reader.u32()?;
-    if nanos > NANOS_MAX {
-        Err(reader.corrupt("nanoseconds"))
-    } else {
-        Ok(nanos)
-    }
+    if nanos > NANOS_MAX { Err(reader.corrupt("nanoseconds")) } else { Ok(nanos) }
 }
 
 /// The inode and kind byte that stand for `target`: zeros for a whiteout.
@@ -208,8 +187,5 @@ pub(super) fn decode_target(ino: u64, kind: u8) -> Option<DirentTarget> {
     if (ino, kind) == (0, 0) {
         return Some(DirentTarget::Whiteout);
     }
-    FileKind::from_byte(kind).map(|kind| DirentTarget::Link {
-        ino: Ino(ino),
-        kind,
-    })
+    FileKind::from_byte(kind).map(|kind| DirentTarget::Link { ino: Ino(ino), kind })
 }

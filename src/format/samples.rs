@@ -20,14 +20,8 @@ pub fn name() -> impl Strategy<Value = Vec<u8>> {
         1 => vec(1u8..=255, 255..=255),
     ]
     .prop_map(|mut name| {
-        name.iter_mut()
-            .filter(|b| **b == 0 || **b == b'/')
-            .for_each(|b| *b = b'_');
-        if name_is_valid(&name) {
-            name
-        } else {
-            b"dots".to_vec()
-        }
+        name.iter_mut().filter(|b| **b == 0 || **b == b'/').for_each(|b| *b = b'_');
+        if name_is_valid(&name) { name } else { b"dots".to_vec() }
     })
 }
 
@@ -47,29 +41,16 @@ fn timestamp() -> impl Strategy<Value = Timestamp> {
 }
 
 fn adopted() -> impl Strategy<Value = AdoptedSource> {
-    (
-        vec(any::<u8>(), 0..30),
-        any::<u64>(),
-        any::<u64>(),
-        timestamp(),
-    )
-        .prop_map(|(path, host_ino, size, mtime)| AdoptedSource {
-            path,
-            host_ino,
-            size,
-            mtime,
-        })
+    (vec(any::<u8>(), 0..30), any::<u64>(), any::<u64>(), timestamp())
+        .prop_map(|(path, host_ino, size, mtime)| AdoptedSource { path, host_ino, size, mtime })
 }
 
 pub fn inode() -> impl Strategy<Value = InodeRecord> {
     let numbers = any::<(u64, u32, u32, u32, u32, u64, u64)>();
     let times = (timestamp(), timestamp(), timestamp(), timestamp());
     let xattrs = vec((name(), vec(any::<u8>(), 0..40)), 0..3);
-    let extras = (
-        prop_oneof![Just(Vec::new()), vec(any::<u8>(), 0..40)],
-        xattrs,
-        option::of(adopted()),
-    );
+    let extras =
+        (prop_oneof![Just(Vec::new()), vec(any::<u8>(), 0..40)], xattrs, option::of(adopted()));
     (numbers, kind(), 0u16..=0o7777, times, extras).prop_map(|(n, kind, perm, times, extras)| {
         let (ino, uid, gid, nlink, rdev, size, parent) = n;
         let (atime, mtime, ctime, btime) = times;
@@ -109,45 +90,20 @@ fn pieces() -> impl Strategy<Value = Vec<(u32, u32)>> {
 }
 
 pub fn layout() -> impl Strategy<Value = FileLayout> {
-    (
-        any::<bool>(),
-        any::<u32>(),
-        pieces(),
-        1u64..,
-        1u64..,
-        0u32..100,
-    )
-        .prop_map(|(private, floor, pieces, layer, file, shift)| {
+    (any::<bool>(), any::<u32>(), pieces(), 1u64.., 1u64.., 0u32..100).prop_map(
+        |(private, floor, pieces, layer, file, shift)| {
             let (layer, file) = (LayerId(layer), Ino(file));
-            let run = |(start, len)| OwnedRun {
-                start,
-                len,
-                layer,
-                file,
-                source: start + shift,
-            };
-            FileLayout {
-                private,
-                floor,
-                runs: pieces.into_iter().map(run).collect(),
-            }
-        })
+            let run = |(start, len)| OwnedRun { start, len, layer, file, source: start + shift };
+            FileLayout { private, floor, runs: pieces.into_iter().map(run).collect() }
+        },
+    )
 }
 
 fn delta() -> impl Strategy<Value = LayoutDelta> {
     (any::<(u64, bool, u32, u32)>(), pieces()).prop_map(|((ino, private, floor, cut), pieces)| {
-        let range = |(start, len)| GranuleRange {
-            start,
-            end: start + len,
-        };
+        let range = |(start, len)| GranuleRange { start, end: start + len };
         let added = pieces.into_iter().map(range).collect();
-        LayoutDelta {
-            ino: Ino(ino),
-            private,
-            floor,
-            cut,
-            added,
-        }
+        LayoutDelta { ino: Ino(ino), private, floor, cut, added }
     })
 }
 

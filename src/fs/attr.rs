@@ -100,11 +100,8 @@ impl Fs {
         record.gid = set.gid.unwrap_or(record.gid);
         record.atime = set.atime.unwrap_or(record.atime);
         record.ctime = now();
-        record.mtime = set.mtime.unwrap_or(if set.size.is_some() {
-            record.ctime
-        } else {
-            record.mtime
-        });
+        record.mtime =
+            set.mtime.unwrap_or(if set.size.is_some() { record.ctime } else { record.mtime });
         txn.commit(&gate.open)?;
         Ok(self.attributes_of(&node))
     }
@@ -127,7 +124,7 @@ impl Fs {
     }
 
     /// Logs times that changed without a record.
-    pub(super) fn log_times(&self, view: &View, node: &Node) -> Result<(), FsError> {
+    pub(super) fn log_times(view: &View, node: &Node) -> Result<(), FsError> {
         let mut state = node.state.lock();
         if state.times_dirty {
             view.open.commit(&[Record::Inode(Box::new(state.record.clone()))])?;

@@ -134,7 +134,7 @@ impl Fs {
         if gone {
             gate.open.forget(node.ino)?;
         } else {
-            self.log_times(&gate, node)?;
+            Self::log_times(&gate, node)?;
         }
         let mut nodes = self.nodes.lock();
         if node.lookups.load(Ordering::Relaxed) == 0 {

@@ -565,7 +565,8 @@ impl Filesystem for Adapter {
         let start = Instant::now();
         // The reply counts in 32 bits; the caller asks again for the rest.
         let len = len.min(1 << 30);
-        let copied = self.fs.copy_range((Ino(ino_in.0), offset_in), (Ino(ino_out.0), offset_out), len);
+        let copied =
+            self.fs.copy_range((Ino(ino_in.0), offset_in), (Ino(ino_out.0), offset_out), len);
         match copied {
             Ok(copied) => reply.written(copied as u32),
             Err(error) => reply.error(logged("copy_file_range", &error)),

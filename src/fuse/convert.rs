@@ -41,9 +41,7 @@ fn to_system(time: Timestamp) -> SystemTime {
 
 pub(super) fn from_system(time: SystemTime) -> Timestamp {
     match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => {
-            Timestamp { secs: after.as_secs().cast_signed(), nanos: after.subsec_nanos() }
-        }
+        Ok(after) => Timestamp { secs: after.as_secs().cast_signed(), nanos: after.subsec_nanos() },
         Err(before) => {
             let before = before.duration();
             let (mut secs, mut nanos) = (-(before.as_secs().cast_signed()), 0);

@@ -163,7 +163,11 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
     use std::sync::atomic::AtomicU64;
 
-    fn copy(source: &File, size: u64, abilities: &Abilities) -> (Result<Copied, CopyError>, File, u64) {
+    fn copy(
+        source: &File,
+        size: u64,
+        abilities: &Abilities,
+    ) -> (Result<Copied, CopyError>, File, u64) {
         let (target, done) = (tempfile::tempfile().unwrap(), AtomicU64::new(0));
         let result = FileCopy {
             source,

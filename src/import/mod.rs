@@ -135,8 +135,7 @@ pub fn import(
     notes.append(&mut plan.notes);
     layer.write_index(plan)?;
     interrupted(&request.cancel)?;
-    let origin =
-        format!("{}:{}", if request.adopt { "adopt" } else { "import" }, source.display());
+    let origin = format!("{}:{}", if request.adopt { "adopt" } else { "import" }, source.display());
     let branch = layer.finish(&NewBranch {
         name: request.name.clone(),
         origin,
@@ -175,8 +174,7 @@ impl Cluster {
 }
 
 fn canonical(dir: &Path) -> Result<PathBuf, ImportError> {
-    std::fs::canonicalize(dir)
-        .map_err(|source| ImportError::Source { dir: dir.to_owned(), source })
+    std::fs::canonicalize(dir).map_err(|source| ImportError::Source { dir: dir.to_owned(), source })
 }
 
 fn open_source(dir: &Path) -> Result<SourceTree, ImportError> {

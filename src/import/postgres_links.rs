@@ -163,10 +163,7 @@ impl Walker<'_> {
             let name = self.free_name(root, &tablespace.oid);
             let link = Path::new("pg_tblspc").join(os(&tablespace.oid));
             let inside = Path::new(&root_name).join(os(&name));
-            let tree = open_target(
-                &tablespace.target,
-                self.plan.trees[0].path().join(&link),
-            )?;
+            let tree = open_target(&tablespace.target, self.plan.trees[0].path().join(&link))?;
             self.plan.notes.push(Note::TablespaceBroughtIn {
                 link,
                 from: tablespace.target,
@@ -275,10 +272,13 @@ mod tests {
 
     #[test]
     fn links_out_of_the_tree() {
-        for (dir, target) in [("", ".."), ("a", "../../x"), ("", "/etc"), ("a/b", "c/../../../..")] {
+        for (dir, target) in [("", ".."), ("a", "../../x"), ("", "/etc"), ("a/b", "c/../../../..")]
+        {
             assert!(leads_out(dir.as_bytes(), target.as_bytes()), "{dir} {target}");
         }
-        for (dir, target) in [("", "x"), ("a", "../x"), ("a/b", "../../c"), ("", "./a/../b"), ("", "")] {
+        for (dir, target) in
+            [("", "x"), ("a", "../x"), ("a/b", "../../c"), ("", "./a/../b"), ("", "")]
+        {
             assert!(!leads_out(dir.as_bytes(), target.as_bytes()), "{dir} {target}");
         }
     }

@@ -15,8 +15,7 @@ use crate::catalog::{BranchRow, FileLock, LayerState, NewBranch, Store};
 use crate::format::id::granules_spanned;
 
 use crate::format::{
-    FileKind, FileLayout, Granule, IndexBuilder, IndexMeta, Ino, InodeRecord, LayerId,
-    OwnedRun,
+    FileKind, FileLayout, Granule, IndexBuilder, IndexMeta, Ino, InodeRecord, LayerId, OwnedRun,
 };
 
 /// Filesystems whose `syncfs(2)` is known to write everything and to wait for the device.
@@ -184,8 +183,9 @@ fn layout(layer: LayerId, record: &InodeRecord) -> Option<FileLayout> {
 
 /// Whether one syncfs makes everything durable there, and reports if it could not.
 fn trusts_syncfs(layers: &File) -> bool {
-    let known = fstatfs(layers)
-        .is_ok_and(|stat| SYNCFS_TRUSTED.iter().any(|magic| stat.filesystem_type() == FsType(*magic)));
+    let known = fstatfs(layers).is_ok_and(|stat| {
+        SYNCFS_TRUSTED.iter().any(|magic| stat.filesystem_type() == FsType(*magic))
+    });
     known && syncfs_reports_errors()
 }
 

@@ -190,8 +190,7 @@ impl Walker<'_> {
         }
         let mut listing = Dir::from_fd(fd).map_err(ImportError::host("listing", full()))?;
         let names = names_in(&mut listing).map_err(ImportError::host("listing", full()))?;
-        let here =
-            Here { planned: dir.planned, ino: dir.ino, rule: dir.rule, tree, path: &path };
+        let here = Here { planned: dir.planned, ino: dir.ino, rule: dir.rule, tree, path: &path };
         for name in names {
             if !self.left_out(&here, &name) {
                 self.visit_entry(&here, &listing, &name)?;

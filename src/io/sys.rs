@@ -79,8 +79,7 @@ pub fn has_portable_xattrs(fd: BorrowedFd<'_>) -> bool {
     // Room for what is added in between; a list that outgrows it is not worth a loop.
     let mut names = vec![0_u8; size + 256];
     // SAFETY: the buffer is as long as said; the path is NUL-terminated.
-    let size =
-        unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    let size = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
     let Some(names) = usize::try_from(size).ok().and_then(|size| names.get(..size)) else {
         return false;
     };

@@ -229,9 +229,8 @@ impl Log {
             return Ok((journal.clone(), LogHeader::BYTES as u64));
         }
         let header = LogHeader { kind: LogKind::Journal, layer: self.layer, boot_id: [0; 16] };
-        let file = self
-            .open_log("journal", header, queue.journal_end)
-            .map_err(Failed::BeforeSync)?;
+        let file =
+            self.open_log("journal", header, queue.journal_end).map_err(Failed::BeforeSync)?;
         queue.journal = Some(file.clone());
         Ok((file, LogHeader::BYTES as u64))
     }
@@ -260,11 +259,8 @@ impl Log {
         let volatile = match &queue.volatile {
             Some(file) => file.clone(),
             None => {
-                let header = LogHeader {
-                    kind: LogKind::Volatile,
-                    layer: self.layer,
-                    boot_id: self.boot_id,
-                };
+                let header =
+                    LogHeader { kind: LogKind::Volatile, layer: self.layer, boot_id: self.boot_id };
                 let file = self
                     .open_log("volatile", header, queue.volatile_end)
                     .map_err(self.host("opening the volatile log"))?;

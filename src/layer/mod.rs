@@ -7,9 +7,9 @@ pub mod open;
 pub mod open_file;
 pub mod owner_map;
 pub mod presence;
+pub mod read;
 pub mod replay;
 pub mod sealed;
-pub mod read;
 pub mod sync;
 pub mod write;
 

@@ -185,7 +185,10 @@ mod tests {
 
     fn layers() -> impl Strategy<Value = Vec<Layer>> {
         let runs = prop::collection::vec((1u32..6, 1u32..6), 0..5);
-        prop::collection::vec((prop::bool::weighted(0.1), prop::option::weighted(0.3, 0u32..50), runs), 1..6)
+        prop::collection::vec(
+            (prop::bool::weighted(0.1), prop::option::weighted(0.3, 0u32..50), runs),
+            1..6,
+        )
     }
 
     proptest! {

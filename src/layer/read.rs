@@ -87,7 +87,12 @@ impl Readable {
                     let granule = (piece.offset / GRANULE_BYTES) as Granule;
                     let skip = granule - run.start;
                     let len = crate::format::id::granules_spanned(piece.len);
-                    data.will_need(OwnedRun { start: granule, len, source: run.source + skip, ..run });
+                    data.will_need(OwnedRun {
+                        start: granule,
+                        len,
+                        source: run.source + skip,
+                        ..run
+                    });
                 }
             }
         }
@@ -113,9 +118,8 @@ impl Readable {
             buf.fill(0);
             return Ok(());
         };
-        let host: Option<Arc<dyn HostFile>> = own
-            .existing_host(data)
-            .map_err(LayerError::host(own.layer, "opening a data file"))?;
+        let host: Option<Arc<dyn HostFile>> =
+            own.existing_host(data).map_err(LayerError::host(own.layer, "opening a data file"))?;
         match host {
             Some(host) => {
                 read_full_at(&*host, buf, offset).map_err(LayerError::host(own.layer, "reading"))

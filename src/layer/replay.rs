@@ -41,7 +41,10 @@ fn read_log(
     let damaged = |source| LayerError::Damaged { layer, path: path.clone(), source };
     let header = LogHeader::decode(&bytes).map_err(damaged)?;
     if header.kind != kind || header.layer != layer {
-        return Err(damaged(FormatError::Corrupt { what: "log header of another file", offset: 0 }));
+        return Err(damaged(FormatError::Corrupt {
+            what: "log header of another file",
+            offset: 0,
+        }));
     }
     let body = bytes.get(LogHeader::BYTES..).unwrap_or_default();
     let mut reader = FrameReader::new(body, 1);

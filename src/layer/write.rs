@@ -16,10 +16,7 @@ use crate::format::{GRANULE_BYTES, Granule, GranuleRange, LayoutDelta};
 use crate::io::{Allocate, HostFile, write_all_at};
 
 fn covering(offset: u64, len: u64) -> GranuleRange {
-    GranuleRange {
-        start: (offset / GRANULE_BYTES) as Granule,
-        end: granules_spanned(offset + len),
-    }
+    GranuleRange { start: (offset / GRANULE_BYTES) as Granule, end: granules_spanned(offset + len) }
 }
 
 /// One file being changed: the layer, the file in it, and what lies below.
@@ -117,12 +114,7 @@ impl Target<'_> {
         Ok(())
     }
 
-    fn write_owned(
-        &self,
-        range: GranuleRange,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<(), LayerError> {
+    fn write_owned(&self, range: GranuleRange, offset: u64, data: &[u8]) -> Result<(), LayerError> {
         let host = self.host()?;
         write_all_at(&*host, data, offset).map_err(self.host_error("writing"))?;
         self.file.mark_dirty(&host);
@@ -140,14 +132,13 @@ impl Target<'_> {
                 return Ok(());
             }
         }
-        let delta =
-            LayoutDelta { added: vec![range], ..LayoutDelta::unchanged(self.file.ino) };
-        self.record(delta)
+        let delta = LayoutDelta { added: vec![range], ..LayoutDelta::unchanged(self.file.ino) };
+        self.record(&delta)
     }
 
-    fn record(&self, delta: LayoutDelta) -> Result<(), LayerError> {
+    fn record(&self, delta: &LayoutDelta) -> Result<(), LayerError> {
         self.layer.log.append_volatile(&[Record::Layout(delta.clone())])?;
-        self.file.apply(&delta);
+        self.file.apply(delta);
         Ok(())
     }
 
@@ -173,7 +164,7 @@ impl Target<'_> {
         host.set_len(size).map_err(self.host_error("truncating"))?;
         self.file.mark_dirty(&host);
         if shared && size < old_size {
-            self.record(delta)?;
+            self.record(&delta)?;
         }
         self.file.ownership.write().size = size;
         Ok(())
@@ -195,7 +186,7 @@ impl Target<'_> {
             }
             at = run_end;
         }
-        self.record(LayoutDelta { private: true, ..LayoutDelta::unchanged(self.file.ino) })
+        self.record(&LayoutDelta { private: true, ..LayoutDelta::unchanged(self.file.ino) })
     }
 
     /// Makes `offset..offset + len` read as zeros; the size does not change.

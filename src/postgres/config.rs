@@ -29,7 +29,8 @@ pub fn setting(dir: &Path, name: &str) -> Option<String> {
 /// Unsafe on any FUSE mount: the kernel answers `syncfs(2)` there without telling the filesystem,
 /// so crash recovery would believe data durable that is not.
 pub fn uses_syncfs(dir: &Path) -> bool {
-    setting(dir, "recovery_init_sync_method").is_some_and(|value| value.eq_ignore_ascii_case("syncfs"))
+    setting(dir, "recovery_init_sync_method")
+        .is_some_and(|value| value.eq_ignore_ascii_case("syncfs"))
 }
 
 /// The last value that `text` gives to `name`, unquoted.
@@ -88,7 +89,9 @@ mod tests {
                 "{line}"
             );
         }
-        for line in ["#recovery_init_sync_method = syncfs", "recovery_init_sync_method2 = syncfs", "r", ""] {
+        for line in
+            ["#recovery_init_sync_method = syncfs", "recovery_init_sync_method2 = syncfs", "r", ""]
+        {
             assert_eq!(last_value(line, "recovery_init_sync_method"), None, "{line}");
         }
         assert_eq!(last_value("a = 'it''s'", "a").as_deref(), Some("it's"));
@@ -99,10 +102,14 @@ mod tests {
     fn the_automatic_file_wins() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!uses_syncfs(dir.path()));
-        std::fs::write(dir.path().join("postgresql.conf"), "recovery_init_sync_method = syncfs\n").unwrap();
-        assert!(uses_syncfs(dir.path()));
-        std::fs::write(dir.path().join("postgresql.auto.conf"), "recovery_init_sync_method = 'fsync'\n")
+        std::fs::write(dir.path().join("postgresql.conf"), "recovery_init_sync_method = syncfs\n")
             .unwrap();
+        assert!(uses_syncfs(dir.path()));
+        std::fs::write(
+            dir.path().join("postgresql.auto.conf"),
+            "recovery_init_sync_method = 'fsync'\n",
+        )
+        .unwrap();
         assert!(!uses_syncfs(dir.path()));
     }
 }

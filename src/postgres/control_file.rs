@@ -118,7 +118,9 @@ pub enum ControlFileError {
     #[error("the control file comes from a machine with another byte order")]
     ByteOrder,
     /// Its contents do not match its checksum.
-    #[error("the control file is damaged: its checksum is {stored:08x}, its contents give {computed:08x}")]
+    #[error(
+        "the control file is damaged: its checksum is {stored:08x}, its contents give {computed:08x}"
+    )]
     Checksum {
         /// The checksum in the file.
         stored: u32,

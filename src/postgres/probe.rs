@@ -139,7 +139,10 @@ mod tests {
         }
         fs::remove_file(&version).unwrap();
         nix::unistd::mkfifo(&version, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(matches!(read_major(dir.path()), Err(ProbeError::Read { .. })), "a FIFO must not hang us");
+        assert!(
+            matches!(read_major(dir.path()), Err(ProbeError::Read { .. })),
+            "a FIFO must not hang us"
+        );
     }
 
     #[test]

@@ -133,7 +133,16 @@ impl Server {
         let log = sockets.join("log");
         let output = postgres(
             "pg_ctl",
-            &["-w", "-D", data.to_str().unwrap(), "-l", log.to_str().unwrap(), "-o", &options, "start"],
+            &[
+                "-w",
+                "-D",
+                data.to_str().unwrap(),
+                "-l",
+                log.to_str().unwrap(),
+                "-o",
+                &options,
+                "start",
+            ],
         );
         let log = fs::read_to_string(log).unwrap_or_default();
         assert!(output.status.success(), "the server did not start:\n{log}");

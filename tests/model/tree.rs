@@ -121,7 +121,8 @@ impl Tree {
     }
 
     pub fn rename(&mut self, from: &str, to: &str, no_replace: bool) -> bool {
-        let (Some(moved), true) = (self.paths.get(from).copied(), self.is_dir(parent_of(to))) else {
+        let (Some(moved), true) = (self.paths.get(from).copied(), self.is_dir(parent_of(to)))
+        else {
             return false;
         };
         if from.is_empty() || to.is_empty() {

@@ -19,7 +19,7 @@ const FORK_TIMEOUT: Duration = Duration::from_secs(60);
 #[command(after_help = "Examples:
   cowfs branch create scratch --empty
   cowfs branch create ticket-42 --from main")]
-pub(super) struct CreateArgs {
+pub(in crate::cli) struct CreateArgs {
     /// Name of the new branch
     name: BranchName,
     /// Start with an empty directory
@@ -139,11 +139,8 @@ fn ask_server(
     child: &BranchName,
     by: &Requester,
 ) -> Result<(u64, u64), ControlError> {
-    let request = Request::Fork {
-        name: child.to_string(),
-        uid: Some(by.uid),
-        command: by.command.clone(),
-    };
+    let request =
+        Request::Fork { name: child.to_string(), uid: Some(by.uid), command: by.command.clone() };
     match control::request(store, row.id, &request, FORK_TIMEOUT)? {
         Response::Forked { gate_us, total_us, .. } => Ok((gate_us, total_us)),
         _ => Err(ControlError::NotServed),

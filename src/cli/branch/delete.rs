@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::super::{command_line, failure, output};
 use crate::catalog::{BranchLock, BranchName, BranchRow, LockError, Store};
-use crate::serve::unmount::{self, Target};
 use crate::serve::Failure;
+use crate::serve::unmount::{self, Target};
 
 /// How long `--force` waits for the serving process to end.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(300);
@@ -13,7 +13,7 @@ const UNMOUNT_PATIENCE: Duration = Duration::from_secs(300);
 /// Arguments of `cowfs branch delete`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The space is freed by `cowfs gc`.")]
-pub(super) struct DeleteArgs {
+pub(in crate::cli) struct DeleteArgs {
     /// The branch
     name: BranchName,
     /// Unmount it first if it is mounted, whoever uses it
@@ -61,16 +61,14 @@ fn lock(args: &DeleteArgs, store: &Store, row: &BranchRow) -> Result<BranchLock,
         Err(error @ LockError::Io { .. }) => return Err(Failure::caused("lock", &error)),
         Err(error @ LockError::Busy { .. }) if !args.force => {
             let name = &args.name;
-            return Err(Failure::new("busy", format!("branch {name} is mounted or {error}"))
-                .hint(format!(
-                    "`cowfs unmount {name}` first, or delete it with --force, which does so"
-                )));
+            return Err(Failure::new("busy", format!("branch {name} is mounted or {error}")).hint(
+                format!("`cowfs unmount {name}` first, or delete it with --force, which does so"),
+            ));
         }
         Err(LockError::Busy { .. }) => {}
     }
     let target = Target::Branch(Box::new(row.clone()));
-    unmount::unmount(store, &target, true, UNMOUNT_PATIENCE)
-        .map_err(|error| error.to_failure())?;
+    unmount::unmount(store, &target, true, UNMOUNT_PATIENCE).map_err(|error| error.to_failure())?;
     store
         .lock_branch_waiting(row.id, UNMOUNT_PATIENCE)
         .map_err(|error| failure::of_lock(args.name.as_str(), &error))

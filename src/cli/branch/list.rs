@@ -9,7 +9,7 @@ use crate::serve::Failure;
 
 /// Arguments of `cowfs branch list`.
 #[derive(Debug, clap::Args)]
-pub(super) struct ListArgs {
+pub(in crate::cli) struct ListArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -67,8 +67,7 @@ fn tree(rows: &[BranchRow], in_use: &dyn Fn(&BranchRow) -> bool) -> String {
     }
     while let Some((row, branch, trunk)) = stack.pop() {
         let used = if in_use(row) { "  (in use)" } else { "" };
-        let line =
-            format!("{branch}{}  {}{used}\n", row.name, output::time(row.created_ms));
+        let line = format!("{branch}{}  {}{used}\n", row.name, output::time(row.created_ms));
         text.push_str(&line);
         let below = children.get(&Some(row.id)).map_or(&[][..], Vec::as_slice);
         for (at, child) in below.iter().enumerate().rev() {

@@ -6,7 +6,7 @@ use crate::serve::Failure;
 
 /// Arguments of `cowfs branch rename`.
 #[derive(Debug, clap::Args)]
-pub(super) struct RenameArgs {
+pub(in crate::cli) struct RenameArgs {
     /// The branch
     name: BranchName,
     /// Its new name

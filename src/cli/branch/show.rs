@@ -9,7 +9,7 @@ use crate::serve::Failure;
 
 /// Arguments of `cowfs branch show`.
 #[derive(Debug, clap::Args)]
-pub(super) struct ShowArgs {
+pub(in crate::cli) struct ShowArgs {
     /// The branch
     name: BranchName,
     /// Print JSON
@@ -97,8 +97,10 @@ fn describe(shown: &Shown) -> String {
     let _ = writeln!(text, "  own      {}", output::bytes(shown.own_bytes));
     let _ = writeln!(text, "  layers   (newest first)");
     for layer in &shown.layers {
-        let adopted =
-            layer.adopted_from.as_ref().map_or(String::new(), |dir| format!("  adopted from {dir}"));
+        let adopted = layer
+            .adopted_from
+            .as_ref()
+            .map_or(String::new(), |dir| format!("  adopted from {dir}"));
         let size = output::bytes(layer.bytes);
         let _ = writeln!(text, "    {}  {:<6}  {size}{adopted}", layer.id, layer.state);
     }

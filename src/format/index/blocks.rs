@@ -21,13 +21,7 @@ pub(super) struct BlockWriter<W> {
 impl<W: Write> BlockWriter<W> {
     pub(super) fn new(out: W) -> BlockWriter<W> {
         let block = Vec::with_capacity(BLOCK_BYTES as usize);
-        BlockWriter {
-            out,
-            block,
-            crcs: Vec::new(),
-            section_bytes: 0,
-            written: 0,
-        }
+        BlockWriter { out, block, crcs: Vec::new(), section_bytes: 0, written: 0 }
     }
 
     /// Writes bytes that belong to no section (header, footer).
@@ -80,8 +74,7 @@ impl<W: Write> BlockWriter<W> {
     }
 
     fn end_block(&mut self) -> io::Result<()> {
-        self.crcs
-            .extend_from_slice(&crc32c::crc32c(&self.block).to_le_bytes());
+        self.crcs.extend_from_slice(&crc32c::crc32c(&self.block).to_le_bytes());
         self.written += self.block.len() as u64;
         self.out.write_all(&self.block)?;
         self.block.clear();
@@ -106,10 +99,7 @@ impl Blocks {
         let footer = Footer::decode(all)?;
         if footer.layer != meta.layer {
             let offset = footer.index_bytes - FOOTER_BYTES as u64;
-            return Err(FormatError::Corrupt {
-                what: "layer in the index footer",
-                offset,
-            });
+            return Err(FormatError::Corrupt { what: "layer in the index footer", offset });
         }
         let spans = Spans::from_footer(&footer)?;
         let table = all
@@ -117,21 +107,11 @@ impl Blocks {
             .filter(|table| crc32c::crc32c(table) == footer.table_crc);
         if table.is_none() {
             let offset = spans.table_offset;
-            return Err(FormatError::Checksum {
-                section: "index checksum table",
-                offset,
-            });
+            return Err(FormatError::Checksum { section: "index checksum table", offset });
         }
         let words = footer.block_count.div_ceil(64) as usize;
         let verified = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Ok((
-            meta,
-            Blocks {
-                bytes,
-                spans,
-                verified,
-            },
-        ))
+        Ok((meta, Blocks { bytes, spans, verified }))
     }
 
     /// Bytes of the whole index.
@@ -170,10 +150,7 @@ impl Blocks {
         let all: &[u8] = &self.bytes;
         // Open checked that the section lies within the bytes.
         all.get((span.offset + at) as usize..(span.offset + end) as usize)
-            .ok_or(FormatError::Corrupt {
-                what: section.name(),
-                offset: span.offset,
-            })
+            .ok_or(FormatError::Corrupt { what: section.name(), offset: span.offset })
     }
 
     /// Verifies every block.
@@ -213,10 +190,7 @@ impl Blocks {
         if wanted.is_some() && found == wanted.map(|crc| u32::from_le_bytes(*crc)) {
             Ok(())
         } else {
-            Err(FormatError::Checksum {
-                section: section.name(),
-                offset: start,
-            })
+            Err(FormatError::Checksum { section: section.name(), offset: start })
         }
     }
 }

@@ -73,14 +73,7 @@ impl IndexBuilder {
         let (ino, kind) = encode_target(target);
         let name_bytes = name.len() as u8;
         self.names.extend_from_slice(name);
-        self.dirents.push(DirentEntry {
-            dir: dir.0,
-            hash,
-            ino,
-            name_offset,
-            name_bytes,
-            kind,
-        });
+        self.dirents.push(DirentEntry { dir: dir.0, hash, ino, name_offset, name_bytes, kind });
     }
 
     /// Adds an inode and what the layer says about its granules. Each inode may be added once.
@@ -111,12 +104,7 @@ impl IndexBuilder {
         encode_core(&record, flags, extra_bytes, &mut bytes);
         let mut core = [0; CORE_BYTES];
         core.copy_from_slice(&bytes);
-        self.inodes.push(PendingInode {
-            ino,
-            core,
-            extra_bytes,
-            links,
-        });
+        self.inodes.push(PendingInode { ino, core, extra_bytes, links });
     }
 
     /// Writes the index and returns its length in bytes; the same content gives the same bytes,
@@ -146,8 +134,7 @@ impl IndexBuilder {
     }
 
     fn refuse(&mut self, what: &'static str, ino: u64) {
-        self.refused
-            .get_or_insert(FormatError::Unwritable { what, ino });
+        self.refused.get_or_insert(FormatError::Unwritable { what, ino });
     }
 
     /// Brings everything into the order of the file and finds what was added twice.
@@ -156,28 +143,17 @@ impl IndexBuilder {
         let twice = self.inodes.array_windows().find(|[a, b]| a.ino == b.ino);
         if let Some([inode, _]) = twice {
             let ino = inode.ino;
-            return Err(FormatError::Unwritable {
-                what: "an inode that was added twice",
-                ino,
-            });
+            return Err(FormatError::Unwritable { what: "an inode that was added twice", ino });
         }
         let names = &self.names;
         let order = |a: &DirentEntry, b: &DirentEntry| {
-            (a.dir, a.hash)
-                .cmp(&(b.dir, b.hash))
-                .then_with(|| name(names, a).cmp(name(names, b)))
+            (a.dir, a.hash).cmp(&(b.dir, b.hash)).then_with(|| name(names, a).cmp(name(names, b)))
         };
         self.dirents.sort_unstable_by(order);
-        let twice = self
-            .dirents
-            .array_windows()
-            .find(|[a, b]| order(a, b).is_eq());
+        let twice = self.dirents.array_windows().find(|[a, b]| order(a, b).is_eq());
         if let Some([entry, _]) = twice {
             let ino = entry.dir;
-            return Err(FormatError::Unwritable {
-                what: "a name that was added twice",
-                ino,
-            });
+            return Err(FormatError::Unwritable { what: "a name that was added twice", ino });
         }
         Ok(())
     }
@@ -187,11 +163,7 @@ impl IndexBuilder {
         let (mut extra_offset, mut run_first) = (0, 0);
         for inode in &self.inodes {
             bytes.clear();
-            let links = InodeLinks {
-                extra_offset,
-                run_first,
-                ..inode.links
-            };
+            let links = InodeLinks { extra_offset, run_first, ..inode.links };
             encode_inode(&inode.core, &links, &mut bytes);
             writer.put(&bytes)?;
             extra_offset += u64::from(inode.extra_bytes);
@@ -205,11 +177,7 @@ impl IndexBuilder {
         let mut name_offset = 0;
         for entry in &self.dirents {
             bytes.clear();
-            DirentEntry {
-                name_offset,
-                ..*entry
-            }
-            .encode(&mut bytes);
+            DirentEntry { name_offset, ..*entry }.encode(&mut bytes);
             writer.put(&bytes)?;
             name_offset += u64::from(entry.name_bytes);
         }
@@ -258,7 +226,5 @@ impl IndexBuilder {
 
 fn name<'a>(names: &'a [u8], entry: &DirentEntry) -> &'a [u8] {
     let first = entry.name_offset as usize;
-    names
-        .get(first..first + usize::from(entry.name_bytes))
-        .unwrap_or_default()
+    names.get(first..first + usize::from(entry.name_bytes)).unwrap_or_default()
 }

@@ -28,10 +28,7 @@ fn interrogate(index: &Index) -> Result<Vec<String>, FormatError> {
         }
     }
     for name in [&b"PG_VERSION"[..], b"missing"] {
-        said.push(format!(
-            "{:?}",
-            index.lookup(Ino(1), name_hash(name), name)?
-        ));
+        said.push(format!("{:?}", index.lookup(Ino(1), name_hash(name), name)?));
     }
     Ok(said)
 }
@@ -44,15 +41,9 @@ fn a_flipped_bit_anywhere_is_found() {
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
         let Ok(index) = open(bad) else { continue };
-        assert!(
-            matches!(index.verify(), Err(FormatError::Checksum { .. })),
-            "bit {bit}"
-        );
+        assert!(matches!(index.verify(), Err(FormatError::Checksum { .. })), "bit {bit}");
         // Without that check, every answer is still right or an error.
-        assert!(
-            interrogate(&index).map_or(true, |said| said == wanted),
-            "bit {bit}"
-        );
+        assert!(interrogate(&index).map_or(true, |said| said == wanted), "bit {bit}");
     }
 }
 
@@ -62,11 +53,7 @@ fn a_cut_or_extended_index_does_not_open() {
     for len in 0..good.len() {
         assert!(open(good[..len].to_vec()).is_err(), "cut to {len}");
     }
-    for more in [
-        vec![0],
-        vec![0; FOOTER_BYTES],
-        good[good.len() - FOOTER_BYTES..].to_vec(),
-    ] {
+    for more in [vec![0], vec![0; FOOTER_BYTES], good[good.len() - FOOTER_BYTES..].to_vec()] {
         assert!(open([good.clone(), more].concat()).is_err());
     }
 }
@@ -76,27 +63,14 @@ fn a_future_version_is_refused_by_its_number() {
     let mut bytes = written(small());
     bytes[8] = 9;
     let error = open(bytes).err().unwrap();
-    assert!(matches!(
-        error,
-        FormatError::UnknownVersion {
-            found: 9,
-            supported: 1,
-            ..
-        }
-    ));
-    assert!(matches!(
-        open(vec![7; 500]),
-        Err(FormatError::BadMagic { .. })
-    ));
+    assert!(matches!(error, FormatError::UnknownVersion { found: 9, supported: 1, .. }));
+    assert!(matches!(open(vec![7; 500]), Err(FormatError::BadMagic { .. })));
 }
 
 #[test]
 fn a_footer_of_another_layer_is_refused() {
     let mut bytes = written(small());
-    let other = IndexMeta {
-        layer: LayerId(77),
-        ..META
-    };
+    let other = IndexMeta { layer: LayerId(77), ..META };
     bytes[..64].copy_from_slice(&encode_header(&other));
     assert!(matches!(open(bytes), Err(FormatError::Corrupt { .. })));
 }
@@ -105,11 +79,7 @@ fn a_footer_of_another_layer_is_refused() {
 fn large() -> Vec<u8> {
     let mut builder = IndexBuilder::new(META);
     for ino in 1..=5000 {
-        builder.dirent(
-            Ino(1),
-            format!("file-{ino}").as_bytes(),
-            link(ino, FileKind::Regular),
-        );
+        builder.dirent(Ino(1), format!("file-{ino}").as_bytes(), link(ino, FileKind::Regular));
         builder.inode(samples::plain_inode(ino), None);
     }
     written(builder)
@@ -139,9 +109,7 @@ fn sections_of_many_blocks_read_back() {
     index.verify().unwrap();
     for ino in 1..=5000 {
         let name = format!("file-{ino}");
-        let found = index
-            .lookup(Ino(1), name_hash(name.as_bytes()), name.as_bytes())
-            .unwrap();
+        let found = index.lookup(Ino(1), name_hash(name.as_bytes()), name.as_bytes()).unwrap();
         assert_eq!(found, Some(link(ino, FileKind::Regular)));
     }
 }
@@ -186,10 +154,7 @@ fn order_that_searches_rely_on_is_verified() {
     let mut sections = genuine();
     sections[3].clear();
     let index = open(forged(&sections)).unwrap();
-    assert!(matches!(
-        index.verify(),
-        Err(FormatError::Corrupt { what: "socket", .. })
-    ));
+    assert!(matches!(index.verify(), Err(FormatError::Corrupt { what: "socket", .. })));
 }
 
 proptest! {

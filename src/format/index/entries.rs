@@ -50,11 +50,7 @@ impl Index {
             Some(hash) => self.dirent_lower_bound((dir.0, hash)).map_err(Some),
             None => Err(None),
         };
-        Entries {
-            index: self,
-            dir,
-            next,
-        }
+        Entries { index: self, dir, next }
     }
 
     /// Every directory entry, by (directory, hash, name).

@@ -60,17 +60,10 @@ pub(super) fn decode_header(bytes: &[u8]) -> Result<IndexMeta, FormatError> {
     let version = reader.u32()?;
     if version != VERSION {
         let (found, supported) = (version, VERSION);
-        return Err(FormatError::UnknownVersion {
-            what: "index",
-            found,
-            supported,
-        });
+        return Err(FormatError::UnknownVersion { what: "index", found, supported });
     }
     if split_crc(header).is_none_or(|(covered, crc)| crc32c::crc32c(covered) != crc) {
-        return Err(FormatError::Checksum {
-            section: "index header",
-            offset: 0,
-        });
+        return Err(FormatError::Checksum { section: "index header", offset: 0 });
     }
     let (lowest_depth, depth) = (reader.u32()?, reader.u32()?);
     reader.u32()?;
@@ -78,12 +71,7 @@ pub(super) fn decode_header(bytes: &[u8]) -> Result<IndexMeta, FormatError> {
     if lowest_depth > depth {
         return Err(reader.corrupt("depths"));
     }
-    Ok(IndexMeta {
-        layer,
-        lowest_depth,
-        depth,
-        next_ino,
-    })
+    Ok(IndexMeta { layer, lowest_depth, depth, next_ino })
 }
 
 /// The footer:
@@ -127,25 +115,15 @@ impl Footer {
         let Some((before, footer)) = bytes.split_last_chunk::<FOOTER_BYTES>() else {
             let found = bytes.len() as u64;
             let wanted = FOOTER_BYTES as u64;
-            return Err(FormatError::Truncated {
-                what: "index footer",
-                offset: 0,
-                wanted,
-                found,
-            });
+            return Err(FormatError::Truncated { what: "index footer", offset: 0, wanted, found });
         };
         let offset = before.len() as u64;
         let mut reader = Reader::new(footer, offset, "index footer");
         if reader.array()? != FOOTER_MAGIC {
-            return Err(FormatError::BadMagic {
-                what: "index footer at the end of the file",
-            });
+            return Err(FormatError::BadMagic { what: "index footer at the end of the file" });
         }
         if split_crc(footer).is_none_or(|(covered, crc)| crc32c::crc32c(covered) != crc) {
-            return Err(FormatError::Checksum {
-                section: "index footer",
-                offset,
-            });
+            return Err(FormatError::Checksum { section: "index footer", offset });
         }
         let (layer, index_bytes) = (LayerId(reader.u64()?), reader.u64()?);
         let mut section_bytes = [0; SECTIONS];
@@ -156,13 +134,7 @@ impl Footer {
         if index_bytes != bytes.len() as u64 {
             return Err(reader.corrupt("length in the index footer"));
         }
-        Ok(Footer {
-            layer,
-            index_bytes,
-            section_bytes,
-            block_count,
-            table_crc,
-        })
+        Ok(Footer { layer, index_bytes, section_bytes, block_count, table_crc })
     }
 }
 
@@ -200,26 +172,17 @@ impl Spans {
 
     /// Lays the sections out as `footer` says; checks that everything adds up to the index.
     pub(super) fn from_footer(footer: &Footer) -> Result<Spans, FormatError> {
-        let corrupt = |what| FormatError::Corrupt {
-            what,
-            offset: footer.index_bytes - FOOTER_BYTES as u64,
-        };
+        let corrupt =
+            |what| FormatError::Corrupt { what, offset: footer.index_bytes - FOOTER_BYTES as u64 };
         let mut offset = HEADER_BYTES as u64;
         let mut block_first = 0;
         let mut sections = [Span::default(); SECTIONS];
-        let parts = sections
-            .iter_mut()
-            .zip(footer.section_bytes)
-            .zip(Section::ALL);
+        let parts = sections.iter_mut().zip(footer.section_bytes).zip(Section::ALL);
         for ((span, bytes), section) in parts {
             if bytes % section.width() != 0 {
                 return Err(corrupt("section length in the index footer"));
             }
-            *span = Span {
-                offset,
-                bytes,
-                block_first,
-            };
+            *span = Span { offset, bytes, block_first };
             offset = offset
                 .checked_add(bytes)
                 .filter(|end| *end <= footer.index_bytes)
@@ -232,9 +195,6 @@ impl Spans {
         if block_first != footer.block_count || end != footer.index_bytes {
             return Err(corrupt("number of blocks in the index footer"));
         }
-        Ok(Spans {
-            sections,
-            table_offset: offset,
-        })
+        Ok(Spans { sections, table_offset: offset })
     }
 }

@@ -68,9 +68,7 @@ impl Index {
 
     /// What the layer records of an inode.
     pub fn inode(&self, ino: Ino) -> Result<Option<InodeRecord>, FormatError> {
-        self.find_inode(ino)?
-            .map(|entry| self.complete(entry))
-            .transpose()
+        self.find_inode(ino)?.map(|entry| self.complete(entry)).transpose()
     }
 
     /// What the layer says about the granules of a file.
@@ -115,12 +113,7 @@ impl Index {
         let entry = self.dirent_entry(position)?;
         let target = self.target(position, &entry)?;
         let name = self.name(&entry)?;
-        Ok(DirEntryRef {
-            dir: Ino(entry.dir),
-            hash: entry.hash,
-            name,
-            target,
-        })
+        Ok(DirEntryRef { dir: Ino(entry.dir), hash: entry.hash, name, target })
     }
 
     /// The inode at `position`, with its layout.
@@ -160,14 +153,9 @@ impl Index {
         let mut record = entry.record;
         if entry.extra_bytes > 0 {
             let at = entry.links.extra_offset;
-            let extra = self
-                .blocks
-                .get(Section::Extras, at, u64::from(entry.extra_bytes))?;
+            let extra = self.blocks.get(Section::Extras, at, u64::from(entry.extra_bytes))?;
             let offset = self.blocks.file_offset(Section::Extras, at);
-            decode_extra(
-                Reader::new(extra, offset, Section::Extras.name()),
-                &mut record,
-            )?;
+            decode_extra(Reader::new(extra, offset, Section::Extras.name()), &mut record)?;
         }
         Ok(record)
     }
@@ -178,46 +166,31 @@ impl Index {
         }
         let runs = self.runs(entry.links.run_first, entry.links.run_count)?;
         let private = entry.flags & FLAG_PRIVATE != 0;
-        let layout = FileLayout {
-            private,
-            floor: entry.links.floor,
-            runs,
-        };
+        let layout = FileLayout { private, floor: entry.links.floor, runs };
         if !layout.self_check() {
             let at = entry.links.run_first.saturating_mul(RUN_BYTES as u64);
             let offset = self.blocks.file_offset(Section::Runs, at);
-            return Err(FormatError::Corrupt {
-                what: "owned runs",
-                offset,
-            });
+            return Err(FormatError::Corrupt { what: "owned runs", offset });
         }
         Ok(Some(layout))
     }
 
     fn runs(&self, first: u64, count: u32) -> Result<Vec<OwnedRun>, FormatError> {
         let at = first.saturating_mul(RUN_BYTES as u64);
-        let bytes = self
-            .blocks
-            .get(Section::Runs, at, u64::from(count) * RUN_BYTES as u64)?;
+        let bytes = self.blocks.get(Section::Runs, at, u64::from(count) * RUN_BYTES as u64)?;
         let offset = self.blocks.file_offset(Section::Runs, at);
         let mut reader = Reader::new(bytes, offset, Section::Runs.name());
         (0..count).map(|_| decode_run(&mut reader)).collect()
     }
 
     fn name(&self, entry: &DirentEntry) -> Result<&[u8], FormatError> {
-        self.blocks.get(
-            Section::Names,
-            entry.name_offset,
-            u64::from(entry.name_bytes),
-        )
+        self.blocks.get(Section::Names, entry.name_offset, u64::from(entry.name_bytes))
     }
 
     fn target(&self, position: u64, entry: &DirentEntry) -> Result<DirentTarget, FormatError> {
         decode_target(entry.ino, entry.kind).ok_or_else(|| FormatError::Corrupt {
             what: "entry target",
-            offset: self
-                .blocks
-                .file_offset(Section::Dirents, position * DIRENT_BYTES as u64),
+            offset: self.blocks.file_offset(Section::Dirents, position * DIRENT_BYTES as u64),
         })
     }
 
@@ -229,10 +202,6 @@ impl Index {
     ) -> Result<Reader<'_>, FormatError> {
         let at = position.saturating_mul(N as u64);
         let bytes = self.blocks.get(section, at, N as u64)?;
-        Ok(Reader::new(
-            bytes,
-            self.blocks.file_offset(section, at),
-            section.name(),
-        ))
+        Ok(Reader::new(bytes, self.blocks.file_offset(section, at), section.name()))
     }
 }

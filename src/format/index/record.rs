@@ -72,12 +72,7 @@ pub(super) fn decode_inode(mut reader: Reader<'_>) -> Result<InodeEntry, FormatE
     if flags & !(FLAG_LAYOUT | FLAG_PRIVATE) != 0 {
         return Err(reader.corrupt("inode flags"));
     }
-    Ok(InodeEntry {
-        record,
-        flags,
-        extra_bytes,
-        links,
-    })
+    Ok(InodeEntry { record, flags, extra_bytes, links })
 }
 
 /// A directory entry.
@@ -139,11 +134,5 @@ pub(super) fn decode_run(reader: &mut Reader<'_>) -> Result<OwnedRun, FormatErro
     let (layer, file) = (LayerId(reader.u64()?), Ino(reader.u64()?));
     let source = reader.u32()?;
     reader.u32()?;
-    Ok(OwnedRun {
-        start,
-        len,
-        layer,
-        file,
-        source,
-    })
+    Ok(OwnedRun { start, len, layer, file, source })
 }

@@ -14,21 +14,14 @@ use crate::format::layout::OwnedRun;
 use crate::format::name_hash;
 use crate::format::samples::{self, hex};
 
-pub(super) const META: IndexMeta = IndexMeta {
-    layer: LayerId(0xabc),
-    lowest_depth: 2,
-    depth: 5,
-    next_ino: Ino(u64::MAX),
-};
+pub(super) const META: IndexMeta =
+    IndexMeta { layer: LayerId(0xabc), lowest_depth: 2, depth: 5, next_ino: Ino(u64::MAX) };
 
 type Dirents = BTreeMap<(u64, Vec<u8>), DirentTarget>;
 type Inodes = BTreeMap<u64, (InodeRecord, Option<FileLayout>)>;
 
 pub(super) fn link(ino: u64, kind: FileKind) -> DirentTarget {
-    DirentTarget::Link {
-        ino: Ino(ino),
-        kind,
-    }
+    DirentTarget::Link { ino: Ino(ino), kind }
 }
 
 pub(super) fn written(builder: IndexBuilder) -> Vec<u8> {
@@ -47,23 +40,10 @@ pub(super) fn small() -> IndexBuilder {
     builder.dirent(Ino(1), b"PG_VERSION", link(9, FileKind::Regular));
     builder.dirent(Ino(1), b".s.PGSQL.5432", link(10, FileKind::Socket));
     builder.dirent(Ino(1), b"postmaster.pid", DirentTarget::Whiteout);
-    let run = OwnedRun {
-        start: 1,
-        len: 2,
-        layer: LayerId(3),
-        file: Ino(4),
-        source: 5,
-    };
-    let layout = FileLayout {
-        private: true,
-        floor: 8,
-        runs: vec![run],
-    };
+    let run = OwnedRun { start: 1, len: 2, layer: LayerId(3), file: Ino(4), source: 5 };
+    let layout = FileLayout { private: true, floor: 8, runs: vec![run] };
     builder.inode(samples::plain_inode(9), Some(layout));
-    let symlink = InodeRecord {
-        symlink: b"to".to_vec(),
-        ..samples::plain_inode(10)
-    };
+    let symlink = InodeRecord { symlink: b"to".to_vec(), ..samples::plain_inode(10) };
     builder.inode(symlink, None);
     builder
 }
@@ -74,12 +54,8 @@ fn dirents() -> impl Strategy<Value = Dirents> {
 
 fn inodes() -> impl Strategy<Value = Inodes> {
     vec((samples::inode(), option::of(samples::layout())), 0..20).prop_map(|all| {
-        let usable = all
-            .into_iter()
-            .filter(|(record, _)| record.ino < META.next_ino);
-        usable
-            .map(|(record, layout)| (record.ino.0, (record, layout)))
-            .collect()
+        let usable = all.into_iter().filter(|(record, _)| record.ino < META.next_ino);
+        usable.map(|(record, layout)| (record.ino.0, (record, layout))).collect()
     })
 }
 
@@ -148,13 +124,7 @@ fn bytes_are_pinned() {
 fn an_empty_index_answers_nothing() {
     let index = open(written(IndexBuilder::new(META))).unwrap();
     assert_eq!(index.meta(), META);
-    assert_eq!(
-        index.counts(),
-        IndexCounts {
-            bytes: 152,
-            ..IndexCounts::default()
-        }
-    );
+    assert_eq!(index.counts(), IndexCounts { bytes: 152, ..IndexCounts::default() });
     assert_eq!(index.lookup(Ino(1), 3, b"a").unwrap(), None);
     assert_eq!(index.inode(Ino(1)).unwrap(), None);
     assert_eq!(index.entries_after(Ino(1), 0).count(), 0);
@@ -176,20 +146,11 @@ fn names_of_one_hash_are_told_apart() {
     for missing in [&b"0"[..], b"b", b"zz"] {
         assert_eq!(index.lookup(Ino(1), 77, missing).unwrap(), None);
     }
-    let names: Vec<_> = index
-        .entries_after(Ino(1), 76)
-        .map(|entry| entry.unwrap().name)
-        .collect();
+    let names: Vec<_> = index.entries_after(Ino(1), 76).map(|entry| entry.unwrap().name).collect();
     assert_eq!(names, [&b"a"[..], b"m", b"z", b"b"]);
     assert_eq!(index.entries_after(Ino(1), 77).count(), 1);
     assert_eq!(index.entries_after(Ino(1), u64::MAX).count(), 0);
-    assert!(matches!(
-        index.verify(),
-        Err(FormatError::Corrupt {
-            what: "hash of a name",
-            ..
-        })
-    ));
+    assert!(matches!(index.verify(), Err(FormatError::Corrupt { what: "hash of a name", .. })));
 }
 
 #[test]
@@ -214,18 +175,8 @@ fn what_must_not_be_written_is_refused_by_name() {
     assert_eq!(twice, ("an inode that was added twice", 6));
     let name = refusal(&|b| b.dirent(Ino(7), b"a/b", DirentTarget::Whiteout));
     assert_eq!(name.1, 7);
-    let run = OwnedRun {
-        start: 4,
-        len: 2,
-        layer: LayerId(3),
-        file: Ino(4),
-        source: u32::MAX,
-    };
-    let layout = FileLayout {
-        private: true,
-        floor: 0,
-        runs: vec![run],
-    };
+    let run = OwnedRun { start: 4, len: 2, layer: LayerId(3), file: Ino(4), source: u32::MAX };
+    let layout = FileLayout { private: true, floor: 0, runs: vec![run] };
     let overflow = refusal(&|b| b.inode(samples::plain_inode(8), Some(layout.clone())));
     assert_eq!(overflow.1, 8);
 }
@@ -299,33 +250,16 @@ proptest! {
 fn a_million_files() {
     const FILES: u64 = 1_000_000;
     let start = Instant::now();
-    let meta = IndexMeta {
-        next_ino: Ino(2 * FILES),
-        ..META
-    };
+    let meta = IndexMeta { next_ino: Ino(2 * FILES), ..META };
     let mut builder = IndexBuilder::new(meta);
     for n in 0..FILES {
         // A stride that is coprime to the count: every file once, in no useful order.
         let ino = 2 + n * 7_654_321 % FILES;
         let name = format!("{ino}_fsm");
-        builder.dirent(
-            Ino(1 + ino % 1000),
-            name.as_bytes(),
-            link(ino, FileKind::Regular),
-        );
+        builder.dirent(Ino(1 + ino % 1000), name.as_bytes(), link(ino, FileKind::Regular));
         let file = Ino(ino);
-        let run = OwnedRun {
-            start: 0,
-            len: 2,
-            layer: META.layer,
-            file,
-            source: 0,
-        };
-        let layout = FileLayout {
-            private: true,
-            floor: 0,
-            runs: vec![run],
-        };
+        let run = OwnedRun { start: 0, len: 2, layer: META.layer, file, source: 0 };
+        let layout = FileLayout { private: true, floor: 0, runs: vec![run] };
         builder.inode(samples::plain_inode(ino), Some(layout));
     }
     println!("filled after {:?}", start.elapsed());
@@ -341,11 +275,8 @@ fn a_million_files() {
         for n in 0..100_000 {
             let ino = 2 + n * 1_234_567 % FILES;
             let name = format!("{ino}_fsm");
-            let found = index.lookup(
-                Ino(1 + ino % 1000),
-                name_hash(name.as_bytes()),
-                name.as_bytes(),
-            );
+            let found =
+                index.lookup(Ino(1 + ino % 1000), name_hash(name.as_bytes()), name.as_bytes());
             assert_eq!(found.unwrap(), Some(link(ino, FileKind::Regular)));
         }
         println!("lookup ({round}): {:?} each", start.elapsed() / 100_000);

@@ -40,13 +40,7 @@ impl Index {
                 return Err(corrupt("order of names"));
             }
             previous = key;
-            if matches!(
-                entry.target,
-                DirentTarget::Link {
-                    kind: FileKind::Socket,
-                    ..
-                }
-            ) {
+            if matches!(entry.target, DirentTarget::Link { kind: FileKind::Socket, .. }) {
                 if sockets >= self.blocks.count(Section::Sockets)
                     || self.socket(sockets)? != position
                 {
@@ -83,9 +77,6 @@ impl Index {
     }
 
     fn corrupt(&self, what: &'static str, section: Section, at: u64) -> FormatError {
-        FormatError::Corrupt {
-            what,
-            offset: self.blocks.file_offset(section, at),
-        }
+        FormatError::Corrupt { what, offset: self.blocks.file_offset(section, at) }
     }
 }

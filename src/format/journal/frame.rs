@@ -58,10 +58,7 @@ pub fn encode_frame(sequence: u64, records: &[Record], out: &mut Vec<u8>) {
     let (_, frame) = out.split_at_mut(start);
     let (head, checked) = frame.split_at_mut(8);
     let payload_bytes = checked.len() - size_of::<u64>();
-    assert!(
-        payload_bytes <= FRAME_BYTES_MAX,
-        "a frame of {payload_bytes} bytes"
-    );
+    assert!(payload_bytes <= FRAME_BYTES_MAX, "a frame of {payload_bytes} bytes");
     let (length, crc) = head.split_at_mut(4);
     length.copy_from_slice(&(payload_bytes as u32).to_le_bytes());
     crc.copy_from_slice(&crc32c::crc32c(checked).to_le_bytes());
@@ -86,13 +83,7 @@ impl<'a> FrameReader<'a> {
     /// Reads `bytes`, the log without its header; the first frame's sequence is at least
     /// `first_sequence`.
     pub fn new(bytes: &'a [u8], first_sequence: u64) -> FrameReader<'a> {
-        FrameReader {
-            bytes,
-            at: 0,
-            sequence_min: first_sequence,
-            done: false,
-            tail: Tail::Clean,
-        }
+        FrameReader { bytes, at: 0, sequence_min: first_sequence, done: false, tail: Tail::Clean }
     }
 
     /// How the log ends; meaningful once the iterator returned `None` without an error.
@@ -119,10 +110,8 @@ impl<'a> FrameReader<'a> {
         let (crc, rest) = rest.split_first_chunk::<4>()?;
         let checked = rest.get(..size_of::<u64>() + payload_bytes)?;
         let (sequence, payload) = checked.split_first_chunk::<8>()?;
-        (crc32c::crc32c(checked) == u32::from_le_bytes(*crc)).then_some(Intact {
-            sequence: u64::from_le_bytes(*sequence),
-            payload,
-        })
+        (crc32c::crc32c(checked) == u32::from_le_bytes(*crc))
+            .then_some(Intact { sequence: u64::from_le_bytes(*sequence), payload })
     }
 
     /// Decides whether the bad frame at the current offset is a torn tail or damage.
@@ -146,20 +135,14 @@ impl<'a> FrameReader<'a> {
             }
         }
         let offset = self.at as u64;
-        self.tail = Tail::Torn {
-            offset,
-            bytes: self.bytes.len() as u64 - offset,
-        };
+        self.tail = Tail::Torn { offset, bytes: self.bytes.len() as u64 - offset };
         None
     }
 
     fn decode(&self, intact: &Intact<'a>) -> Result<Frame, FormatError> {
         let offset = self.at as u64;
         if intact.sequence < self.sequence_min {
-            return Err(FormatError::Corrupt {
-                what: "sequence (it must rise)",
-                offset,
-            });
+            return Err(FormatError::Corrupt { what: "sequence (it must rise)", offset });
         }
         let payload_offset = offset + HEAD_BYTES as u64;
         let mut reader = Reader::new(intact.payload, payload_offset, "frame");
@@ -170,12 +153,7 @@ impl<'a> FrameReader<'a> {
         }
         reader.finish()?;
         let end = payload_offset + intact.payload.len() as u64;
-        Ok(Frame {
-            sequence: intact.sequence,
-            records,
-            offset,
-            end,
-        })
+        Ok(Frame { sequence: intact.sequence, records, offset, end })
     }
 }
 

@@ -70,27 +70,16 @@ impl LogHeader {
         let version = reader.u32()?;
         if version != VERSION {
             let (found, supported) = (version, VERSION);
-            return Err(FormatError::UnknownVersion {
-                what: "log",
-                found,
-                supported,
-            });
+            return Err(FormatError::UnknownVersion { what: "log", found, supported });
         }
         if split_crc(header).is_none_or(|(covered, crc)| crc32c::crc32c(covered) != crc) {
-            return Err(FormatError::Checksum {
-                section: "log header",
-                offset: 0,
-            });
+            return Err(FormatError::Checksum { section: "log header", offset: 0 });
         }
         let kind = match reader.u32()? {
             1 => LogKind::Journal,
             2 => LogKind::Volatile,
             _ => return Err(reader.corrupt("log kind")),
         };
-        Ok(LogHeader {
-            kind,
-            layer: LayerId(reader.u64()?),
-            boot_id: reader.array()?,
-        })
+        Ok(LogHeader { kind, layer: LayerId(reader.u64()?), boot_id: reader.array()? })
     }
 }

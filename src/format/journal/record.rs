@@ -63,10 +63,7 @@ impl Record {
                 out.put_u64(ino.0);
             }
             Record::Dirent { dir, name, target } => {
-                assert!(
-                    name_is_valid(name),
-                    "the caller refuses names that cannot be stored"
-                );
+                assert!(name_is_valid(name), "the caller refuses names that cannot be stored");
                 let (ino, kind) = encode_target(*target);
                 out.put_u8(TAG_DIRENT);
                 out.put_u64(dir.0);
@@ -168,11 +165,5 @@ fn decode_layout(reader: &mut Reader<'_>) -> Result<Record, FormatError> {
         free_from = end;
         added.push(GranuleRange { start, end });
     }
-    Ok(Record::Layout(LayoutDelta {
-        ino,
-        private,
-        floor,
-        cut,
-        added,
-    }))
+    Ok(Record::Layout(LayoutDelta { ino, private, floor, cut, added }))
 }

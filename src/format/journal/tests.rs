@@ -33,19 +33,12 @@ fn read(bytes: &[u8]) -> (Result<Vec<Frame>, FormatError>, Tail) {
 }
 
 fn sample_frames() -> Vec<Vec<Record>> {
-    let link = DirentTarget::Link {
-        ino: Ino(9),
-        kind: FileKind::Regular,
-    };
+    let link = DirentTarget::Link { ino: Ino(9), kind: FileKind::Regular };
     let added = vec![GranuleRange { start: 2, end: 5 }];
     vec![
         vec![
             Record::Inode(Box::new(samples::plain_inode(9))),
-            Record::Dirent {
-                dir: Ino(1),
-                name: b"a".to_vec(),
-                target: link,
-            },
+            Record::Dirent { dir: Ino(1), name: b"a".to_vec(), target: link },
         ],
         vec![Record::Layout(LayoutDelta {
             private: true,
@@ -53,11 +46,7 @@ fn sample_frames() -> Vec<Vec<Record>> {
             ..LayoutDelta::unchanged(Ino(9))
         })],
         vec![
-            Record::Dirent {
-                dir: Ino(1),
-                name: b"a".to_vec(),
-                target: DirentTarget::Whiteout,
-            },
+            Record::Dirent { dir: Ino(1), name: b"a".to_vec(), target: DirentTarget::Whiteout },
             Record::Forget(Ino(9)),
             Record::NextIno(Ino(10)),
         ],
@@ -67,11 +56,7 @@ fn sample_frames() -> Vec<Vec<Record>> {
 #[test]
 fn header_bytes_are_pinned() {
     let boot_id = *b"0123456789abcdef";
-    let header = LogHeader {
-        kind: LogKind::Volatile,
-        layer: LayerId(0x0102_0304_0506),
-        boot_id,
-    };
+    let header = LogHeader { kind: LogKind::Volatile, layer: LayerId(0x0102_0304_0506), boot_id };
     assert_eq!(
         hex(&header.encode()),
         [
@@ -121,12 +106,7 @@ fn inode_extras_are_pinned() {
     inode.symlink = b"to".to_vec();
     inode.xattrs = vec![(b"user.k".to_vec(), b"v".to_vec())];
     let mtime = Timestamp { secs: 7, nanos: 8 };
-    inode.adopted = Some(AdoptedSource {
-        path: b"base/1".to_vec(),
-        host_ino: 5,
-        size: 6,
-        mtime,
-    });
+    inode.adopted = Some(AdoptedSource { path: b"base/1".to_vec(), host_ino: 5, size: 6, mtime });
     let bytes = frame(1, &[Record::Inode(Box::new(inode))]);
     // After frame head, count, tag and core.
     assert_eq!(
@@ -141,11 +121,7 @@ fn inode_extras_are_pinned() {
 
 #[test]
 fn every_bit_of_a_header_counts() {
-    let header = LogHeader {
-        kind: LogKind::Journal,
-        layer: LayerId(7),
-        boot_id: [0; 16],
-    };
+    let header = LogHeader { kind: LogKind::Journal, layer: LayerId(7), boot_id: [0; 16] };
     let good = header.encode();
     for bit in 0..good.len() * 8 {
         let mut bad = good;
@@ -153,35 +129,18 @@ fn every_bit_of_a_header_counts() {
         assert!(LogHeader::decode(&bad).is_err(), "bit {bit}");
     }
     for len in 0..good.len() {
-        assert!(matches!(
-            LogHeader::decode(&good[..len]),
-            Err(FormatError::Truncated { .. })
-        ));
+        assert!(matches!(LogHeader::decode(&good[..len]), Err(FormatError::Truncated { .. })));
     }
 }
 
 #[test]
 fn a_future_header_is_refused_by_its_version() {
-    let header = LogHeader {
-        kind: LogKind::Journal,
-        layer: LayerId(7),
-        boot_id: [0; 16],
-    };
+    let header = LogHeader { kind: LogKind::Journal, layer: LayerId(7), boot_id: [0; 16] };
     let mut bytes = header.encode();
     bytes[8] = 2;
     let error = LogHeader::decode(&bytes).unwrap_err();
-    assert!(matches!(
-        error,
-        FormatError::UnknownVersion {
-            found: 2,
-            supported: 1,
-            ..
-        }
-    ));
-    assert!(matches!(
-        LogHeader::decode(&[0; 64]),
-        Err(FormatError::BadMagic { .. })
-    ));
+    assert!(matches!(error, FormatError::UnknownVersion { found: 2, supported: 1, .. }));
+    assert!(matches!(LogHeader::decode(&[0; 64]), Err(FormatError::BadMagic { .. })));
 }
 
 #[test]
@@ -200,15 +159,8 @@ fn a_log_cut_anywhere_has_its_whole_frames_and_a_torn_tail() {
         let records: Vec<_> = found.iter().map(|frame| frame.records.clone()).collect();
         assert_eq!(records, frames[..whole], "cut at {len}");
         let offset = if whole == 0 { 0 } else { ends[whole - 1] };
-        let torn = Tail::Torn {
-            offset: offset as u64,
-            bytes: (len - offset) as u64,
-        };
-        assert_eq!(
-            tail,
-            if offset == len { Tail::Clean } else { torn },
-            "cut at {len}"
-        );
+        let torn = Tail::Torn { offset: offset as u64, bytes: (len - offset) as u64 };
+        assert_eq!(tail, if offset == len { Tail::Clean } else { torn }, "cut at {len}");
     }
 }
 
@@ -218,13 +170,7 @@ fn a_tail_of_zeros_is_torn() {
     bytes.extend([0; 5000]);
     let (frames, tail) = read(&bytes);
     assert_eq!(frames.unwrap().len(), 3);
-    assert_eq!(
-        tail,
-        Tail::Torn {
-            offset: ends[2] as u64,
-            bytes: 5000
-        }
-    );
+    assert_eq!(tail, Tail::Torn { offset: ends[2] as u64, bytes: 5000 });
 }
 
 #[test]
@@ -237,10 +183,7 @@ fn a_flipped_bit_is_damage_before_the_last_frame_and_a_torn_tail_in_it() {
         let (found, tail) = read(&bad);
         if bit / 8 < ends[1] {
             let error = found.unwrap_err();
-            assert!(
-                matches!(error, FormatError::DamagedFrame { .. }),
-                "bit {bit}: {error}"
-            );
+            assert!(matches!(error, FormatError::DamagedFrame { .. }), "bit {bit}: {error}");
         } else {
             assert_eq!(found.unwrap().len(), 2, "bit {bit}");
             let (offset, bytes) = (ends[1] as u64, (good.len() - ends[1]) as u64);
@@ -255,12 +198,7 @@ fn damage_names_both_frames() {
     bytes[ends[0] + 20] ^= 1;
     let (offset, intact_offset) = (ends[0] as u64, ends[1] as u64);
     let error = read(&bytes).0.unwrap_err();
-    let FormatError::DamagedFrame {
-        offset: a,
-        intact_offset: b,
-        sequence: 3,
-    } = error
-    else {
+    let FormatError::DamagedFrame { offset: a, intact_offset: b, sequence: 3 } = error else {
         panic!("{error}");
     };
     assert_eq!((a, b), (offset, intact_offset));
@@ -287,10 +225,7 @@ fn a_sequence_that_does_not_rise_is_refused() {
     let mut reader = FrameReader::new(b"", 3);
     assert!(reader.next().is_none());
     let early = frame(2, &[]);
-    assert!(matches!(
-        FrameReader::new(&early, 3).next(),
-        Some(Err(FormatError::Corrupt { .. }))
-    ));
+    assert!(matches!(FrameReader::new(&early, 3).next(), Some(Err(FormatError::Corrupt { .. }))));
 }
 
 #[test]
@@ -298,14 +233,8 @@ fn the_reader_says_where_to_go_on() {
     let (bytes, ends) = log(&sample_frames());
     let mut reader = FrameReader::new(&bytes, 1);
     let frames: Vec<_> = reader.by_ref().map(Result::unwrap).collect();
-    assert_eq!(
-        (reader.next_sequence(), reader.bytes_read()),
-        (4, ends[2] as u64)
-    );
-    assert_eq!(
-        (frames[1].offset, frames[1].end),
-        (ends[0] as u64, ends[1] as u64)
-    );
+    assert_eq!((reader.next_sequence(), reader.bytes_read()), (4, ends[2] as u64));
+    assert_eq!((frames[1].offset, frames[1].end), (ends[0] as u64, ends[1] as u64));
 }
 
 #[test]
@@ -315,9 +244,7 @@ fn fields_out_of_range_are_brought_into_it_before_they_are_written() {
     inode.atime.nanos = u32::MAX;
     let bytes = frame(1, &[Record::Inode(Box::new(inode))]);
     let frames = read(&bytes).0.unwrap();
-    let Record::Inode(read) = &frames[0].records[0] else {
-        panic!()
-    };
+    let Record::Inode(read) = &frames[0].records[0] else { panic!() };
     assert_eq!((read.perm, read.atime.nanos), (0o644, 999_999_999));
 }
 
@@ -325,14 +252,7 @@ fn fields_out_of_range_are_brought_into_it_before_they_are_written() {
 #[should_panic(expected = "names that cannot be stored")]
 fn a_name_that_could_not_be_read_back_is_not_written() {
     let target = DirentTarget::Whiteout;
-    frame(
-        1,
-        &[Record::Dirent {
-            dir: Ino(1),
-            name: b"a/b".to_vec(),
-            target,
-        }],
-    );
+    frame(1, &[Record::Dirent { dir: Ino(1), name: b"a/b".to_vec(), target }]);
 }
 
 proptest! {
