@@ -5,6 +5,7 @@
 
 pub mod branch;
 pub mod catalog;
+pub mod check;
 pub mod cli;
 pub mod format;
 pub mod fs;

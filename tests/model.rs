@@ -407,6 +407,45 @@ fn run(ops: &[Op]) {
     for here in &world.mounted {
         here.fs.branch.close().unwrap();
     }
+    let damage = cowfs::check::check(&world.store).unwrap().damage;
+    assert!(damage.is_empty(), "{damage:?}");
+}
+
+/// What the random runs found, each shrunk to its smallest form.
+mod found {
+    use super::*;
+
+    #[test]
+    fn a_file_first_written_after_a_fork_survives_the_next_fork() {
+        run(&[Op::Create("d".to_owned()), Op::Fork, Op::Write("d".to_owned(), 0, 1, 1), Op::Fork]);
+    }
+
+    #[test]
+    fn a_name_cannot_move_into_a_file() {
+        let (file, inside) = ("pg_wal".to_owned(), "pg_wal/0001".to_owned());
+        run(&[Op::Create(file.clone()), Op::Rename(file, inside, false)]);
+    }
+}
+
+#[test]
+fn an_open_file_without_a_name_keeps_its_contents_over_forks() {
+    let mut world = World::new();
+    let here = &mut world.mounted[0];
+    here.make("a", FileKind::Regular, b"");
+    let ino = walk(&here.fs, "a").unwrap();
+    here.fs.write(ino, 0, &[7; 9000]).unwrap();
+    assert!(here.tree.unlink("a"));
+    here.fs.unlink(Ino::ROOT, b"a").unwrap();
+    world.apply(&Op::Fork);
+    world.apply(&Op::Finalize);
+    let here = &world.mounted[0];
+    let mut buf = Vec::new();
+    here.fs.read(ino, 0, 1 << 20, &mut buf).unwrap();
+    assert!(buf == [7; 9000], "{}", difference(&buf, &[7; 9000]));
+    here.fs.write(ino, 4090, &[8; 10]).unwrap();
+    here.fs.read(ino, 4088, 14, &mut buf).unwrap();
+    assert_eq!(buf, [7, 7, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 7, 7]);
+    world.check();
 }
 
 proptest! {

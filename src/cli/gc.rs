@@ -75,13 +75,17 @@ fn remove_layers(args: &GcArgs, store: &Store, report: &mut Report) -> Result<()
     let mut gone = Vec::new();
     for row in rows.iter().filter(|row| !reachable.contains(&row.id)) {
         // Held until the layer is gone: an import that still runs holds it, and keeps its layer.
-        let Some(_lock) = claim(store, row) else { continue };
+        let Some(claim) = claim(store, row)? else { continue };
         let dir = store.layer_dir(row.id);
         report.bytes += output::disk_usage(&dir);
         report.layers += 1;
         if !args.dry_run {
             remove_tree(&dir)?;
             gone.push(row.id);
+            if let Claim::Import(lock) = claim {
+                // A lock file that stays guards nothing any more.
+                let _ = lock.remove();
+            }
         }
     }
     if !gone.is_empty() {
@@ -92,14 +96,20 @@ fn remove_layers(args: &GcArgs, store: &Store, report: &mut Report) -> Result<()
 
 enum Claim {
     Free,
-    Import(#[expect(dead_code, reason = "held for its lock")] crate::catalog::FileLock),
+    Import(crate::catalog::FileLock),
 }
 
-fn claim(store: &Store, row: &LayerRow) -> Option<Claim> {
-    if row.state == LayerState::Importing {
-        return store.lock_import(row.id).ok().map(Claim::Import);
+/// The right to remove a layer that was unreachable a moment ago.
+fn claim(store: &Store, row: &LayerRow) -> Result<Option<Claim>, Failure> {
+    if row.state != LayerState::Importing {
+        return Ok(Some(Claim::Free));
     }
-    Some(Claim::Free)
+    let Ok(lock) = store.lock_import(row.id) else { return Ok(None) };
+    // The import may have come to its end between the look and the lock: then the layer is the
+    // base of a branch now.
+    let now = store.catalog.layer(row.id).map_err(|error| failure::of_catalog(&error))?;
+    let dead = now.is_some_and(|now| now.state == LayerState::Importing);
+    Ok(dead.then_some(Claim::Import(lock)))
 }
 
 /// Removes layer directories that no row names.

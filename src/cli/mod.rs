@@ -4,6 +4,7 @@
 //! 3 damage found, 4 timed out, 255 internal.
 
 mod branch;
+mod check;
 mod completions;
 mod failure;
 mod gc;
@@ -61,6 +62,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Free what no branch reaches any more
     Gc(gc::GcArgs),
+    /// Verify the store: catalog, checksums, ownership against data files
+    Check(check::CheckArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print the manual pages, or write them to a directory
@@ -123,6 +126,7 @@ impl Cli {
             Command::Unmount(args) => unmount::run(args, &self.open_store()?),
             Command::Status(args) => status::run(args, &self.open_store()?),
             Command::Gc(args) => gc::run(args, &self.open_store()?),
+            Command::Check(args) => check::run(args, &self.open_store()?),
             Command::Completions(args) => Ok(completions::run(args)),
             Command::Man(args) => completions::run_man(args),
         }

@@ -2,19 +2,14 @@
 
 use super::{Fs, FsError};
 use crate::format::{FileKind, Ino};
-
-/// Files in the data directory that describe a running server: the parent's, here.
-///
-/// Postgres refuses to start while `postmaster.pid` names a living process, and in a fork it
-/// names the parent's.
-const SERVER_FILES: [&[u8]; 2] = [b"postmaster.pid", b"postmaster.opts"];
+use crate::postgres::hygiene::POSTMASTER_FILES;
 
 impl Fs {
     /// Removes the parent's server files and its sockets (with their lock files), durably.
     ///
     /// Runs before the first request of a forked branch is answered; running it twice is harmless.
     pub fn apply_fork_hygiene(&self) -> Result<(), FsError> {
-        for name in SERVER_FILES {
+        for name in POSTMASTER_FILES {
             self.remove_if_there(Ino::ROOT, name, |_| true)?;
         }
         for (dir, name) in self.branch.view().sockets()? {

@@ -1,0 +1,134 @@
+//! One layer: its logs, its indexes, its data files.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use super::{Report, adopted};
+use crate::catalog::{LayerRow, Store};
+use crate::format::index::Index;
+use crate::format::journal::{FrameReader, LogHeader};
+use crate::format::{FileKind, FileLayout, FormatError, GRANULE_BYTES, InodeRecord};
+use crate::io::sys;
+
+pub(super) fn check_layer(store: &Store, row: &LayerRow, report: &mut Report) {
+    let dir = store.layer_dir(row.id);
+    let (journal, index) = (dir.join("journal"), dir.join("index"));
+    // The index first: a layer that is finalized just now loses its journal after it has one.
+    let has_journal = check_journal(&journal, row, report);
+    let has_index = check_index(&index, row, report, true);
+    if row.used && !has_journal && !has_index && !index.exists() {
+        report.damaged(
+            dir,
+            "the layer was written to, and neither its journal nor its index is there",
+        );
+        return;
+    }
+    check_index(&dir.join("merged"), row, report, false);
+}
+
+/// Whether there is a journal; damage in it is reported.
+fn check_journal(path: &Path, row: &LayerRow, report: &mut Report) -> bool {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+        Err(error) => {
+            report.damaged(path, error);
+            return true;
+        }
+    };
+    let check = || -> Result<(), FormatError> {
+        if bytes.len() < LogHeader::BYTES {
+            // Made, and not synced yet: nothing in it was promised.
+            return Ok(());
+        }
+        let header = LogHeader::decode(&bytes)?;
+        if header.layer != row.id {
+            return Err(FormatError::Corrupt { what: "journal of another layer", offset: 0 });
+        }
+        let mut frames = FrameReader::new(bytes.get(LogHeader::BYTES..).unwrap_or_default(), 1);
+        frames.try_for_each(|frame| frame.map(|_| ()))
+    };
+    if let Err(error) = check() {
+        report.damaged(path, error);
+    }
+    true
+}
+
+/// Whether there is an index; damage in it is reported. `own`: it is the layer's own, so its
+/// claims are held against the layer's data files.
+fn check_index(path: &Path, row: &LayerRow, report: &mut Report, own: bool) -> bool {
+    let map = match File::open(path).and_then(|file| sys::map_immutable(&file)) {
+        Ok(map) => map,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+        Err(error) => {
+            report.damaged(path, error);
+            return true;
+        }
+    };
+    let index = match Index::open(Box::new(map)).and_then(|index| {
+        index.verify()?;
+        Ok(index)
+    }) {
+        Ok(index) => index,
+        Err(error) => {
+            report.damaged(path, error);
+            return true;
+        }
+    };
+    let meta = index.meta();
+    if meta.layer != row.id || meta.depth != row.depth {
+        report.damaged(path, "it belongs to another layer");
+        return true;
+    }
+    if own {
+        check_files(&index, path, row, report);
+    }
+    true
+}
+
+fn check_files(index: &Index, path: &Path, row: &LayerRow, report: &mut Report) {
+    let Some(dir) = path.parent() else { return };
+    for file in index.files() {
+        let (record, layout) = match file {
+            Ok(file) => file,
+            Err(error) => {
+                report.damaged(path, error);
+                return;
+            }
+        };
+        if let (Some(base), Some(source)) = (&row.adopted_from, &record.adopted) {
+            report.data_files += 1;
+            adopted::check_source(base, source, report);
+        } else if let Some(layout) = layout {
+            check_data_file(dir, row, &record, &layout, report);
+        }
+    }
+}
+
+/// A data file must be as long as what the layer claims of it.
+fn check_data_file(
+    dir: &Path,
+    row: &LayerRow,
+    record: &InodeRecord,
+    layout: &FileLayout,
+    report: &mut Report,
+) {
+    let path = dir.join(record.ino.data_path());
+    if record.kind != FileKind::Regular {
+        report.damaged(path, "a file that is not regular has contents");
+        return;
+    }
+    let own = layout.runs.iter().filter(|run| (run.layer, run.file) == (row.id, record.ino));
+    let Some(last) = own.map(|run| run.source + run.len).max() else { return };
+    report.data_files += 1;
+    let needed = (u64::from(last) * GRANULE_BYTES).min(record.size);
+    match std::fs::symlink_metadata(&path) {
+        Ok(meta) if meta.len() < needed => {
+            let len = meta.len();
+            report.damaged(path, format!("it has {len} bytes; the index claims {needed}"));
+        }
+        Ok(_) => {}
+        Err(error) => report.damaged(path, error),
+    }
+}

@@ -1,0 +1,247 @@
+//! The commands that need no mount, run as people run them: results, messages, exit codes.
+//! A second or two.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+struct Cli {
+    _dir: tempfile::TempDir,
+    store: PathBuf,
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+impl Cli {
+    fn without_store() -> Cli {
+        let dir = tempfile::tempdir().unwrap();
+        Cli { store: dir.path().join("store"), _dir: dir }
+    }
+
+    fn new() -> Cli {
+        let cli = Cli::without_store();
+        cli.ok(&["init"]);
+        cli
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cowfs"));
+        command.env("COWFS_STORE", &self.store).env_remove("COWFS_LOG").args(args);
+        command.output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert!(out.status.success(), "{args:?}: {}", text(&out.stderr));
+        text(&out.stdout)
+    }
+
+    /// Runs a command that must fail with `code` and a message that contains `message`.
+    fn refused(&self, args: &[&str], code: i32, message: &str) {
+        let out = self.run(args);
+        let stderr = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(message), "{args:?} says: {stderr}");
+        assert_eq!(text(&out.stdout), "", "{args:?}");
+    }
+
+    fn json(&self, args: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ok(args)).unwrap()
+    }
+
+    /// The open layer of a branch, as `branch show` names it.
+    fn head(&self, branch: &str) -> PathBuf {
+        let shown = self.json(&["branch", "show", branch, "--json"]);
+        self.store.join("layers").join(shown["layers"][0]["id"].as_str().unwrap())
+    }
+
+    fn sound(&self) {
+        assert!(self.ok(&["check"]).starts_with("sound"));
+    }
+}
+
+#[test]
+fn init_refuses_what_is_not_empty() {
+    let cli = Cli::new();
+    cli.refused(&["init"], 1, "is a cowfs store already");
+    let other = Cli::without_store();
+    std::fs::create_dir(&other.store).unwrap();
+    std::fs::write(other.store.join("mine"), "x").unwrap();
+    other.refused(&["init"], 1, "is not empty");
+    assert_eq!(std::fs::read(other.store.join("mine")).unwrap(), b"x");
+    std::fs::remove_file(other.store.join("mine")).unwrap();
+    other.ok(&["init"]);
+    let file = Cli::without_store();
+    std::fs::write(&file.store, "x").unwrap();
+    file.refused(&["init"], 1, "is not a directory");
+}
+
+#[test]
+fn the_store_is_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let cli = Cli::new();
+    assert_eq!(std::fs::metadata(&cli.store).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn without_a_store_every_command_says_so() {
+    let cli = Cli::without_store();
+    for args in [&["branch", "list"][..], &["status"], &["gc"], &["check"], &["mount", "a", "/mnt"]]
+    {
+        cli.refused(args, 1, "is not a cowfs store");
+    }
+}
+
+#[test]
+fn a_store_of_the_future_or_a_damaged_one_is_refused_by_name() {
+    let cli = Cli::new();
+    let format = cli.store.join("FORMAT");
+    let good = std::fs::read_to_string(&format).unwrap();
+    std::fs::write(&format, good.replace("\"version\":1", "\"version\":99")).unwrap();
+    cli.refused(&["branch", "list"], 1, "version 99");
+    for bad in ["", "{", "null", "{\"magic\":\"other\",\"version\":1}"] {
+        std::fs::write(&format, bad).unwrap();
+        cli.refused(&["branch", "list"], 3, "FORMAT is damaged");
+    }
+    std::fs::write(&format, [0xff, 0xfe]).unwrap();
+    cli.refused(&["branch", "list"], 3, "FORMAT is damaged");
+    std::fs::write(&format, good).unwrap();
+    cli.ok(&["branch", "list"]);
+    std::fs::write(cli.store.join("catalog.sqlite"), "this is not a database, for sure").unwrap();
+    let out = cli.run(&["branch", "list"]);
+    assert!(!out.status.success() && text(&out.stderr).contains("catalog.sqlite"));
+}
+
+#[test]
+fn names_follow_the_rule() {
+    let cli = Cli::new();
+    let long = "a".repeat(64);
+    for bad in ["", "A", "-x", "a..b", "a//b", "a/", ".", "..", "a b", "a\nb", "ä", "/etc", &long]
+    {
+        let out = cli.run(&["branch", "create", "--empty", "--", bad]);
+        assert_eq!(out.status.code(), Some(2), "{bad:?}: {}", text(&out.stderr));
+    }
+    cli.ok(&["branch", "create", "--empty", "a"]);
+    cli.ok(&["branch", "create", "--empty", "team/x_1.2-3"]);
+    cli.ok(&["branch", "create", "--empty", &"a".repeat(63)]);
+    cli.sound();
+}
+
+#[test]
+fn create_needs_one_source_that_exists() {
+    let cli = Cli::new();
+    cli.ok(&["branch", "create", "main", "--empty"]);
+    assert_eq!(cli.run(&["branch", "create", "x"]).status.code(), Some(2));
+    let both = cli.run(&["branch", "create", "x", "--empty", "--from", "main"]);
+    assert_eq!(both.status.code(), Some(2));
+    cli.refused(&["branch", "create", "x", "--from", "mian"], 1, "there is no branch mian");
+    cli.refused(&["branch", "create", "main", "--empty"], 1, "branch main exists already");
+    cli.refused(&["branch", "create", "main", "--from", "main"], 1, "branch main exists already");
+    cli.ok(&["branch", "create", "main", "--empty", "--if-not-exists"]);
+    cli.ok(&["branch", "create", "x", "--from", "main", "--if-not-exists"]);
+    let again = cli.json(&["branch", "create", "x", "--from", "main", "--if-not-exists", "--json"]);
+    assert_eq!(again["created"], false);
+    cli.sound();
+}
+
+#[test]
+fn a_parent_can_go_and_its_children_keep_their_data() {
+    let cli = Cli::new();
+    cli.ok(&["branch", "create", "main", "--empty"]);
+    cli.ok(&["branch", "create", "child", "--from", "main"]);
+    let data = cli.json(&["branch", "show", "child", "--json"])["layers"][1]["id"].clone();
+    cli.refused(&["branch", "delete", "nobody"], 1, "there is no branch nobody");
+    assert!(cli.ok(&["branch", "delete", "main", "--dry-run"]).contains("child"));
+    assert_eq!(cli.json(&["branch", "list", "--json"]).as_array().unwrap().len(), 2);
+    assert!(cli.ok(&["branch", "delete", "main"]).contains("keeps its data"));
+    let freed = cli.json(&["gc", "--json"]);
+    assert_eq!(freed["layers"], 1, "the parent's own open layer: {freed}");
+    assert!(cli.store.join("layers").join(data.as_str().unwrap()).join("journal").exists());
+    cli.sound();
+}
+
+#[test]
+fn rename_keeps_everything_else() {
+    let cli = Cli::new();
+    cli.ok(&["branch", "create", "a", "--empty"]);
+    cli.ok(&["branch", "create", "b", "--from", "a"]);
+    cli.refused(&["branch", "rename", "a", "b"], 1, "branch b exists already");
+    cli.refused(&["branch", "rename", "x", "y"], 1, "there is no branch x");
+    cli.ok(&["branch", "rename", "a", "c"]);
+    assert_eq!(cli.json(&["branch", "show", "b", "--json"])["parent"], "c");
+}
+
+#[test]
+fn gc_takes_what_nothing_reaches_and_nothing_else() {
+    let cli = Cli::new();
+    cli.ok(&["branch", "create", "main", "--empty"]);
+    cli.ok(&["branch", "create", "gone", "--empty"]);
+    let layer = cli.head("gone");
+    cli.ok(&["branch", "delete", "gone"]);
+    let stray = cli.store.join("layers/0000000000aa");
+    std::fs::create_dir(&stray).unwrap();
+    let planned = cli.json(&["gc", "--dry-run", "--json"]);
+    assert_eq!((&planned["layers"], &planned["leftovers"]), (&1.into(), &0.into()));
+    assert!(layer.exists());
+    cli.ok(&["gc"]);
+    assert!(!layer.exists() && stray.exists() && cli.head("main").exists());
+    cli.ok(&["gc", "--now"]);
+    assert!(!stray.exists());
+    cli.sound();
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn check_finds_damage_and_names_the_file() {
+    let cli = Cli::new();
+    cli.ok(&["branch", "create", "main", "--empty"]);
+    cli.sound();
+    let journal = cli.head("main").join("journal");
+    flip(&journal, 3);
+    let out = cli.run(&["check"]);
+    assert_eq!(out.status.code(), Some(3));
+    assert!(text(&out.stdout).contains(journal.to_str().unwrap()), "{}", text(&out.stdout));
+    flip(&journal, 3);
+    cli.sound();
+    std::fs::remove_dir_all(journal.parent().unwrap()).unwrap();
+    let out = cli.run(&["check"]);
+    assert_eq!(out.status.code(), Some(3));
+    assert!(text(&out.stdout).contains("was written to"), "{}", text(&out.stdout));
+}
+
+#[test]
+fn twenty_forks_at_once_all_succeed() {
+    let cli = Cli::new();
+    cli.ok(&["branch", "create", "main", "--empty"]);
+    std::thread::scope(|scope| {
+        for n in 0..20 {
+            let cli = &cli;
+            scope.spawn(move || cli.ok(&["branch", "create", &format!("f{n}"), "--from", "main"]));
+        }
+    });
+    assert_eq!(cli.json(&["branch", "list", "--json"]).as_array().unwrap().len(), 21);
+    cli.sound();
+}
+
+#[test]
+fn help_completions_and_pages_are_there() {
+    let cli = Cli::new();
+    assert!(cli.ok(&["--version"]).starts_with("cowfs "));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(cli.ok(&["completions", shell]).contains("cowfs"));
+    }
+    assert!(cli.ok(&["man"]).contains(".TH"));
+    let dir = cli.store.parent().unwrap().join("man");
+    std::fs::create_dir(&dir).unwrap();
+    cli.ok(&["man", "--dir", dir.to_str().unwrap()]);
+    assert!(dir.join("cowfs-branch-create.1").exists());
+    assert_eq!(cli.run(&["no-such-command"]).status.code(), Some(2));
+}
