@@ -98,10 +98,12 @@ impl Fs {
     }
 
     /// Counts a reference that the kernel is about to get.
-    pub(super) fn reference(&self, node: &Node) {
-        // Under the table's lock, so that a forget at the same time does not drop the node.
-        let _nodes = self.nodes.lock();
-        node.lookups.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn reference(&self, node: &Arc<Node>) {
+        // Under the table's lock, and on the node in the table: a forget of the last reference may
+        // have dropped this one a moment ago, and the count must not be lost with it.
+        let mut nodes = self.nodes.lock();
+        let known = nodes.entry(node.ino).or_insert_with(|| node.clone());
+        known.lookups.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The kernel gives `count` references to an inode back.
