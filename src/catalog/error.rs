@@ -114,7 +114,7 @@ pub enum CatalogError {
         /// The version that this program reads and writes.
         supported: i64,
     },
-    /// SQLite failed.
+    /// `SQLite` failed.
     #[error("the catalog database failed")]
     Database {
         /// Its error.

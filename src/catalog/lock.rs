@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, Flock, FlockArg};
 
 use crate::format::BranchId;
 
@@ -63,25 +63,32 @@ impl FileLock {
             // Whoever held it may have removed the file meanwhile: then this lock guards nothing.
             if still_there(&file, path).map_err(failed)? {
                 let lock = FileLock { file, path: path.to_owned() };
+                lock.mark(nix::libc::F_WRLCK);
                 lock.record_pid().map_err(failed)?;
                 return Ok(lock);
             }
         }
     }
 
-    /// Whether somebody holds the lock on `path` now. Never creates the file.
+    /// Whether somebody holds the lock on `path` now. Never creates the file, never takes the
+    /// lock, and so never gets in the way of somebody who wants it.
     pub fn is_held(path: &Path) -> io::Result<bool> {
         let file = match File::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(e),
         };
-        // Shared, so that two who ask at the same time do not see each other.
-        match Flock::lock(file, FlockArg::LockSharedNonblock) {
-            Ok(_) => Ok(false),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(true),
-            Err((_, errno)) => Err(errno.into()),
-        }
+        let mut mark = whole_file_mark(nix::libc::F_WRLCK);
+        nix::fcntl::fcntl(&file, FcntlArg::F_OFD_GETLK(&mut mark))?;
+        Ok(i32::from(mark.l_type) != nix::libc::F_UNLCK)
+    }
+
+    /// Sets or takes away the second lock, an open file description lock of fcntl: flock(2) cannot
+    /// be asked about without being taken, this one can. It decides nothing, so a failure costs
+    /// only that [`FileLock::is_held`] says no.
+    fn mark(&self, kind: i32) {
+        let mark = whole_file_mark(kind);
+        let _ = nix::fcntl::fcntl(&*self.file, FcntlArg::F_OFD_SETLK(&mark));
     }
 
     /// Writes this process' pid into the file; again after the lock passed to a forked process.
@@ -98,6 +105,13 @@ impl FileLock {
     /// The lock file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Before the lock itself goes, or the next holder would find the mark taken.
+        self.mark(nix::libc::F_UNLCK);
     }
 }
 
@@ -148,6 +162,16 @@ pub(super) fn retry_while_busy<T>(
     }
 }
 
+fn whole_file_mark(kind: i32) -> nix::libc::flock {
+    nix::libc::flock {
+        l_type: kind as i16,
+        l_whence: nix::libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
 fn still_there(file: &File, path: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     match std::fs::symlink_metadata(path) {
@@ -182,6 +206,24 @@ mod tests {
         FileLock::acquire(&path).unwrap();
     }
 
+    /// Whoever asks must not be in the way of whoever takes: `branch list` beside a fork.
+    #[test]
+    fn asking_does_not_disturb() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.lock");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    FileLock::is_held(&path).unwrap();
+                }
+            });
+            let taken: Vec<_> = (0..2000).map(|_| FileLock::acquire(&path).map(drop)).collect();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(taken.into_iter().all(|taken| taken.is_ok()));
+        });
+    }
+
     #[test]
     fn a_removed_file_does_not_lock() {
         let dir = tempfile::tempdir().unwrap();
@@ -213,6 +255,31 @@ mod tests {
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         });
         assert_eq!(outcomes.iter().filter(|o| o.is_ok()).count(), 1);
+    }
+
+    /// Taking and letting go in turns: who does not get it is told that it is busy, nothing else,
+    /// and who gets it is seen to have it.
+    #[test]
+    fn taking_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.lock");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut taken = 0;
+                    while taken < 500 {
+                        match FileLock::acquire(&path) {
+                            Ok(_held) => {
+                                assert!(FileLock::is_held(&path).unwrap());
+                                taken += 1;
+                            }
+                            Err(LockError::Busy { .. }) => std::thread::yield_now(),
+                            Err(other) => panic!("{other:?}"),
+                        }
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The durable root of a store: branches, layers and the operation log, in SQLite.
+//! The durable root of a store: branches, layers and the operation log, in `SQLite`.
 //!
 //! The catalog names layers by id and never opens them. Many processes share it; every change is
 //! one transaction, on stable storage when the call returns. [`store::Store`] is the directory
@@ -36,11 +36,14 @@ pub use store::{Store, StoreError, default_store_dir};
 /// How long a call waits for another process' transaction before it fails as busy.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Log pages (4 KiB) after which a commit copies the log into the database.
+/// Bytes of write-ahead log that the end of a process leaves behind at most.
 ///
-/// The first process to open an idle catalog reads the whole log again, so a longer log costs
-/// every command; a shorter one costs more syncs.
-const CHECKPOINT_PAGES: i64 = 400;
+/// The first process to open an idle catalog reads the whole log, so a longer one costs every
+/// command; a shorter one costs every so many commands a few syncs more.
+const LOG_BYTES_AT_END: u64 = 1 << 20;
+
+/// Bytes of write-ahead log after which a commit shortens it, for processes that never end.
+const LOG_BYTES_MAX: u64 = 16 << 20;
 
 /// An open catalog. One connection, shared by the threads of a process.
 pub struct Catalog {
@@ -129,7 +132,38 @@ impl Catalog {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let value = work(&transaction)?;
         transaction.commit()?;
+        shorten_log(&connection, &self.path, LOG_BYTES_MAX);
         Ok(value)
+    }
+}
+
+impl Drop for Catalog {
+    fn drop(&mut self) {
+        shorten_log(self.connection.get_mut(), &self.path, LOG_BYTES_AT_END);
+    }
+}
+
+/// Copies the log into the database and empties it, if it is longer than `limit` bytes and nobody
+/// else is at it: otherwise whoever comes next does.
+///
+/// The way of `SQLite` itself does not work here. Its automatic checkpoint leaves the log to be reused by a
+/// later commit, and how far it got is forgotten when the last process ends: with processes that
+/// commit once, the log would grow for ever, and each would read and copy all of it.
+fn shorten_log(connection: &Connection, path: &Path, limit: u64) {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    if std::fs::metadata(&log).map_or(0, |meta| meta.len()) <= limit {
+        return;
+    }
+    let shorten = || -> rusqlite::Result<()> {
+        connection.busy_timeout(Duration::ZERO)?;
+        let done = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        done
+    };
+    if let Err(error) = shorten() {
+        // What was committed is durable in the log; only its length is not as it should be.
+        tracing::debug!(%error, "could not shorten the catalog's log");
     }
 }
 
@@ -141,7 +175,8 @@ fn configure(connection: &Connection) -> Result<(), CatalogError> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
-    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    // See `shorten_log`.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     Ok(())
 }
 

@@ -84,7 +84,7 @@ pub(super) fn verify(connection: &Connection, path: &Path) -> Result<(), Catalog
     Ok(())
 }
 
-/// Turns SQLite's "not a database" into the error that names the file.
+/// Turns the "not a database" of `SQLite` into the error that names the file.
 pub(super) fn name_foreign(path: &Path, error: CatalogError) -> CatalogError {
     match &error {
         CatalogError::Database { source }

@@ -1,10 +1,14 @@
 //! A store: the directory that holds a catalog, its layers and the run files.
 
 use std::fs::{DirBuilder, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use parking_lot::Mutex;
 
 use super::lock::retry_while_busy;
 use super::{BranchLock, Catalog, CatalogError, FileLock, LockError};
@@ -14,6 +18,8 @@ use crate::format::{BranchId, LayerId};
 const FORMAT_MAGIC: &str = "cowfs store";
 /// The store layout's version.
 const FORMAT_VERSION: u32 = 1;
+/// `FORMAT` is one short line; whatever is longer is something else.
+const FORMAT_BYTES_MAX: u64 = 4096;
 
 /// Why a directory cannot be made or used as a store.
 #[derive(Debug, thiserror::Error)]
@@ -78,11 +84,14 @@ struct Format {
 }
 
 /// An open store.
+///
+/// As long as it is open, this process holds a shared lock on `FORMAT`: see [`Store::while_alone`].
 pub struct Store {
     /// Its directory, absolute.
     pub root: PathBuf,
     /// Its catalog.
     pub catalog: Catalog,
+    presence: Mutex<Flock<File>>,
 }
 
 fn host(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
@@ -128,7 +137,7 @@ impl Store {
         std::fs::set_permissions(&root, private).map_err(host("changing the mode of", &root))?;
         make_private_dir(&root.join("layers"))?;
         make_private_dir(&root.join("run"))?;
-        let catalog = Catalog::create(&root.join("catalog.sqlite"))?;
+        drop(Catalog::create(&root.join("catalog.sqlite"))?);
         let format = Format { magic: FORMAT_MAGIC.to_owned(), version: FORMAT_VERSION.into() };
         let path = root.join("FORMAT");
         let write = || -> io::Result<()> {
@@ -139,44 +148,63 @@ impl Store {
         };
         write().map_err(host("writing", &path))?;
         sync_dir(&root)?;
-        if let Some(parent) = root.parent() {
-            sync_dir(parent)?;
+        // The store's own name. A directory above that we may not read holds a name that its owner
+        // made, not we.
+        if let Some(Err(StoreError::Host { source, path, .. })) = root.parent().map(sync_dir)
+            && source.kind() != io::ErrorKind::PermissionDenied
+        {
+            return Err(host("syncing", &path)(source));
         }
-        Ok(Store { root, catalog })
+        Store::open(&root)
     }
 
     /// Opens the store in `dir`.
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
         let path = dir.join("FORMAT");
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
+        let file = match File::open(&path) {
+            Ok(file) => file,
             Err(e)
                 if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
             {
                 return Err(StoreError::NotAStore { dir: dir.to_owned() });
             }
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
-                return Err(StoreError::DamagedFormat { dir: dir.to_owned() });
-            }
             Err(e) => return Err(host("reading", &path)(e)),
         };
-        let damaged = || StoreError::DamagedFormat { dir: dir.to_owned() };
-        let format: Format = serde_json::from_str(text.trim()).map_err(|_| damaged())?;
-        if format.magic != FORMAT_MAGIC {
-            return Err(damaged());
-        }
-        if format.version != u64::from(FORMAT_VERSION) {
-            let found = format.version;
-            return Err(StoreError::UnknownVersion { dir: dir.to_owned(), found });
-        }
+        verify_format(&file, dir)?;
+        // Waits only while a gc renames leftovers.
+        let presence = Flock::lock(file, FlockArg::LockShared)
+            .map_err(|(_, errno)| host("locking", &path)(errno.into()))?;
         let root = dir.canonicalize().map_err(host("resolving", dir))?;
         let catalog = Catalog::open(&root.join("catalog.sqlite"))?;
-        Ok(Store { root, catalog })
+        Ok(Store { root, catalog, presence: Mutex::new(presence) })
+    }
+
+    /// Runs `work` if nobody else has the store open, and lets nobody open it meanwhile; `None` if
+    /// somebody has it open.
+    ///
+    /// Whoever has a store open may have made a layer's directory whose row is not written yet.
+    /// `work` must be short, everybody waits for it.
+    pub fn while_alone<T>(&self, work: impl FnOnce() -> T) -> Result<Option<T>, StoreError> {
+        let failed = |errno: Errno| host("locking", &self.root.join("FORMAT"))(errno.into());
+        let presence = self.presence.lock();
+        let done = match presence.relock(FlockArg::LockExclusiveNonblock) {
+            Ok(()) => Some(work()),
+            Err(Errno::EWOULDBLOCK) => None,
+            Err(errno) => return Err(failed(errno)),
+        };
+        // Also after a refusal: the kernel drops the old lock before it tries for the new one.
+        presence.relock(FlockArg::LockShared).map_err(failed)?;
+        Ok(done)
+    }
+
+    /// The directory that holds the directories of layers.
+    pub fn layers_dir(&self) -> PathBuf {
+        self.root.join("layers")
     }
 
     /// The directory of a layer.
     pub fn layer_dir(&self, id: LayerId) -> PathBuf {
-        self.root.join("layers").join(id.dir_name())
+        self.layers_dir().join(id.dir_name())
     }
 
     /// Locks, sockets and other volatile files.
@@ -214,6 +242,22 @@ impl Store {
     }
 }
 
+fn verify_format(file: &File, dir: &Path) -> Result<(), StoreError> {
+    let mut text = Vec::new();
+    file.take(FORMAT_BYTES_MAX)
+        .read_to_end(&mut text)
+        .map_err(host("reading", &dir.join("FORMAT")))?;
+    let format: Format = serde_json::from_slice(&text)
+        .ok()
+        .filter(|format: &Format| format.magic == FORMAT_MAGIC)
+        .ok_or_else(|| StoreError::DamagedFormat { dir: dir.to_owned() })?;
+    if format.version == u64::from(FORMAT_VERSION) {
+        Ok(())
+    } else {
+        Err(StoreError::UnknownVersion { dir: dir.to_owned(), found: format.version })
+    }
+}
+
 /// The store that is used where none is named: `/var/lib/cowfs` for root, else below the user's
 /// data directory.
 pub fn default_store_dir() -> PathBuf {
@@ -223,4 +267,116 @@ pub fn default_store_dir() -> PathBuf {
     let data = std::env::var_os("XDG_DATA_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
     data.or(home).unwrap_or_else(|| PathBuf::from(".")).join("cowfs")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn place() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/store");
+        (dir, path)
+    }
+
+    #[test]
+    fn a_new_store_is_private_and_opens() {
+        let (_dir, path) = place();
+        let made = Store::init(&path).unwrap();
+        for part in [path.clone(), made.layers_dir(), made.run_dir()] {
+            assert_eq!(part.metadata().unwrap().permissions().mode() & 0o7777, 0o700, "{part:?}");
+        }
+        let opened = Store::open(&path).unwrap();
+        assert!(opened.root.is_absolute());
+        assert_eq!(opened.catalog.branches().unwrap(), []);
+        assert_eq!(opened.layer_dir(LayerId(0xabc)), opened.root.join("layers/000000000abc"));
+        let again = Store::init(&path).err().unwrap();
+        assert!(matches!(again, StoreError::AlreadyAStore { .. }), "{again}");
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_named_and_left_alone() {
+        let (dir, path) = place();
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::write(path.join("mine"), "x").unwrap();
+        let full = Store::init(&path).err().unwrap();
+        assert!(matches!(full, StoreError::NotEmpty { .. }), "{full}");
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 1);
+        let file = Store::init(&path.join("mine")).err().unwrap();
+        assert!(matches!(file, StoreError::NotADirectory { .. }), "{file}");
+        let none = Store::open(&path).err().unwrap();
+        assert!(matches!(none, StoreError::NotAStore { .. }), "{none}");
+        let none = Store::open(&dir.path().join("missing")).err().unwrap();
+        assert!(matches!(none, StoreError::NotAStore { .. }), "{none}");
+    }
+
+    #[test]
+    fn other_versions_and_damage_are_refused() {
+        let (_dir, path) = place();
+        drop(Store::init(&path).unwrap());
+        let format = path.join("FORMAT");
+        let with = |text: &[u8]| {
+            std::fs::write(&format, text).unwrap();
+            Store::open(&path).err().unwrap()
+        };
+        let future = with(br#"{"magic":"cowfs store","version":2}"#);
+        assert!(matches!(future, StoreError::UnknownVersion { found: 2, .. }), "{future}");
+        assert!(future.to_string().contains("version 2"), "{future}");
+        let long = [b' '; 5000];
+        for text in [&b""[..], b"x", b"\xff\xff", br#"{"magic":"other","version":1}"#, &long] {
+            let damaged = with(text);
+            assert!(matches!(damaged, StoreError::DamagedFormat { .. }), "{damaged}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_alone_while_another_has_the_store_open() {
+        let (_dir, path) = place();
+        let first = Store::init(&path).unwrap();
+        assert_eq!(first.while_alone(|| 1).unwrap(), Some(1));
+        let second = Store::open(&path).unwrap();
+        assert_eq!(first.while_alone(|| 1).unwrap(), None);
+        assert_eq!(second.while_alone(|| 1).unwrap(), None);
+        // A refusal must not have cost the first its own presence.
+        drop(second);
+        let third = Store::open(&path).unwrap();
+        assert_eq!(third.while_alone(|| 1).unwrap(), None);
+        drop(first);
+        assert_eq!(third.while_alone(|| 1).unwrap(), Some(1));
+    }
+
+    #[test]
+    fn opening_waits_for_whoever_is_alone() {
+        let (_dir, path) = place();
+        let store = Store::init(&path).unwrap();
+        let pause = Duration::from_millis(50);
+        let waited = store
+            .while_alone(|| {
+                let path = path.clone();
+                let other = std::thread::spawn(move || {
+                    let start = std::time::Instant::now();
+                    Store::open(&path).unwrap();
+                    start.elapsed()
+                });
+                std::thread::sleep(pause);
+                other
+            })
+            .unwrap()
+            .unwrap();
+        assert!(waited.join().unwrap() >= pause / 2);
+    }
+
+    #[test]
+    fn a_busy_branch_is_busy_for_everybody() {
+        let (_dir, path) = place();
+        let (one, two) = (Store::init(&path).unwrap(), Store::open(&path).unwrap());
+        let held = one.lock_branch(BranchId(3)).unwrap();
+        assert!(matches!(two.lock_branch(BranchId(3)), Err(LockError::Busy { pid: Some(_) })));
+        two.lock_branch(BranchId(4)).unwrap();
+        held.remove().unwrap();
+        two.lock_branch_waiting(BranchId(3), Duration::ZERO).unwrap();
+    }
 }

@@ -1,25 +1,33 @@
 //! `cowfs gc`: frees layers and leftovers that nothing reaches.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::{failure, output};
-use crate::catalog::{CatalogError, LayerRow, LayerState, Store};
-use crate::format::LayerId;
+use crate::catalog::{CatalogError, FileLock, LayerRow, LayerState, LockError, Store};
+use crate::format::{BranchId, LayerId};
 use crate::serve::Failure;
 
-/// A directory without a row may belong to a branch that is being created: only old ones go.
+/// A directory without a row may belong to a branch that is being created: only old ones go while
+/// other processes have the store open.
 const GRACE: Duration = Duration::from_secs(600);
+/// What is appended to the name of a directory that is being removed.
+const DOOMED: &str = ".gone";
 
 /// Arguments of `cowfs gc`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Safe at any time, also beside mounted branches and running forks.")]
+#[command(after_help = "Safe at any time, also beside mounted branches, forks and imports.
+
+Examples:
+  cowfs gc --dry-run
+  cowfs gc")]
 pub(super) struct GcArgs {
     /// Only say what would be freed
     #[arg(long)]
     dry_run: bool,
-    /// Also remove directories that no layer owns and that are younger than ten minutes
+    /// Also remove leftovers younger than ten minutes, if no other cowfs uses the store
     #[arg(long)]
     now: bool,
     /// Print the result as JSON
@@ -30,31 +38,60 @@ pub(super) struct GcArgs {
 #[derive(Default, serde::Serialize)]
 struct Report {
     dry_run: bool,
+    /// Layers that no branch reaches, among them those of interrupted imports.
     layers: usize,
+    /// Directories that no layer owns.
     leftovers: usize,
+    /// Such directories that stay because they are young.
+    young_leftovers: usize,
+    /// Bytes on disk.
     bytes: u64,
 }
 
 pub(super) fn run(args: &GcArgs, store: &Store) -> Result<u8, Failure> {
     let mut report = Report { dry_run: args.dry_run, ..Report::default() };
+    let turn = if args.dry_run { None } else { Some(take_turn(store)?) };
     remove_layers(args, store, &mut report)?;
     remove_leftovers(args, store, &mut report)?;
-    if !args.dry_run {
+    if turn.is_some() {
         remove_run_files(store).map_err(|error| failure::of_catalog(&error))?;
         store.catalog.checkpoint().map_err(|error| failure::of_catalog(&error))?;
     }
     if args.json {
         output::print_json(&report)?;
     } else {
-        let verb = if args.dry_run { "Would free" } else { "Freed" };
-        output::print(&format!(
-            "{verb} {} in {} layers and {} leftovers\n",
-            output::bytes(report.bytes),
-            report.layers,
-            report.leftovers
-        ));
+        output::print(&sentence(&report));
     }
     Ok(0)
+}
+
+fn sentence(report: &Report) -> String {
+    let verb = if report.dry_run { "Would free" } else { "Freed" };
+    let count = |n: usize, one: &str, many: &str| {
+        if n == 1 { format!("1 {one}") } else { format!("{n} {many}") }
+    };
+    let mut text = format!(
+        "{verb} {} in {} and {}\n",
+        output::bytes(report.bytes),
+        count(report.layers, "layer", "layers"),
+        count(report.leftovers, "leftover", "leftovers"),
+    );
+    if report.young_leftovers > 0 {
+        text.push_str(&count(report.young_leftovers, "leftover", "leftovers"));
+        text.push_str(" younger than ten minutes kept: a running command may need it\n");
+    }
+    text
+}
+
+/// One gc at a time: two would remove the same files and report them twice.
+fn take_turn(store: &Store) -> Result<FileLock, Failure> {
+    FileLock::acquire(&store.run_dir().join("gc.lock")).map_err(|error| match error {
+        LockError::Busy { .. } => {
+            Failure::new("busy", format!("another gc runs: its lock is {error}"))
+                .hint("wait for it to end")
+        }
+        LockError::Io { .. } => Failure::caused("lock", &error),
+    })
 }
 
 fn remove_tree(dir: &Path) -> Result<(), Failure> {
@@ -66,66 +103,77 @@ fn remove_tree(dir: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Removes the layers that no branch reaches. A layer that is unreachable stays so: new layers
-/// only ever stand on reachable ones, so nobody can begin to use one meanwhile.
+/// Removes the layers that no branch reaches.
+///
+/// A layer that is sealed or open and unreachable stays so: new layers only ever stand on
+/// reachable ones. One that an import fills becomes reachable when the import ends, so it counts
+/// only while this process holds the import's lock.
 fn remove_layers(args: &GcArgs, store: &Store, report: &mut Report) -> Result<(), Failure> {
     let catalog = |error: CatalogError| failure::of_catalog(&error);
     let rows = store.catalog.all_layers().map_err(catalog)?;
     let reachable = store.catalog.reachable_layers().map_err(catalog)?;
     let mut gone = Vec::new();
+    let mut claims = Vec::new();
     for row in rows.iter().filter(|row| !reachable.contains(&row.id)) {
-        // Held until the layer is gone: an import that still runs holds it, and keeps its layer.
-        let Some(claim) = claim(store, row)? else { continue };
+        if row.state == LayerState::Importing {
+            match claim_import(store, row, args.dry_run).map_err(catalog)? {
+                Claim::Alive => continue,
+                Claim::Dead(lock) => claims.extend(lock),
+            }
+        }
         let dir = store.layer_dir(row.id);
         report.bytes += output::disk_usage(&dir);
         report.layers += 1;
         if !args.dry_run {
             remove_tree(&dir)?;
             gone.push(row.id);
-            if let Claim::Import(lock) = claim {
-                // A lock file that stays guards nothing any more.
-                let _ = lock.remove();
-            }
         }
     }
     if !gone.is_empty() {
         store.catalog.remove_layers(&gone).map_err(catalog)?;
     }
+    for lock in claims {
+        // What stays is removed by the next gc.
+        let _ = lock.remove();
+    }
     Ok(())
 }
 
 enum Claim {
-    Free,
-    Import(crate::catalog::FileLock),
+    /// The import runs, or has just ended.
+    Alive,
+    /// Nobody runs it. The lock keeps it so; none in a dry run, which leaves no trace.
+    Dead(Option<FileLock>),
 }
 
-/// The right to remove a layer that was unreachable a moment ago.
-fn claim(store: &Store, row: &LayerRow) -> Result<Option<Claim>, Failure> {
-    if row.state != LayerState::Importing {
-        return Ok(Some(Claim::Free));
+fn claim_import(store: &Store, row: &LayerRow, dry_run: bool) -> Result<Claim, CatalogError> {
+    if dry_run {
+        let held = FileLock::is_held(&store.import_lock_path(row.id)).unwrap_or(true);
+        return Ok(if held { Claim::Alive } else { Claim::Dead(None) });
     }
-    let Ok(lock) = store.lock_import(row.id) else { return Ok(None) };
-    // The import may have come to its end between the look and the lock: then the layer is the
-    // base of a branch now.
-    let now = store.catalog.layer(row.id).map_err(|error| failure::of_catalog(&error))?;
-    let dead = now.is_some_and(|now| now.state == LayerState::Importing);
-    Ok(dead.then_some(Claim::Import(lock)))
+    let Ok(lock) = store.lock_import(row.id) else { return Ok(Claim::Alive) };
+    // The import may have ended between our look at the rows and our lock: then its layer is the
+    // base of a branch by now.
+    let state = store.catalog.layer(row.id)?.map(|row| row.state);
+    if state == Some(LayerState::Importing) {
+        Ok(Claim::Dead(Some(lock)))
+    } else {
+        let _ = lock.remove();
+        Ok(Claim::Alive)
+    }
 }
 
 /// Removes layer directories that no row names.
+///
+/// They are renamed first, and the young ones only while nobody else has the store open, so that
+/// nobody can give one of them a row meanwhile.
 fn remove_leftovers(args: &GcArgs, store: &Store, report: &mut Report) -> Result<(), Failure> {
-    // Directories first, rows second: a row that appears in between is seen.
-    let found = layer_dirs(store)?;
-    let rows = store.catalog.all_layers().map_err(|error| failure::of_catalog(&error))?;
-    let known: HashSet<LayerId> = rows.iter().map(|row| row.id).collect();
-    for (id, dir) in found {
-        let young = dir
-            .metadata()
-            .and_then(|meta| meta.modified())
-            .is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < GRACE));
-        if known.contains(&id) || (young && !args.now) {
-            continue;
-        }
+    let alone =
+        if args.now { store.while_alone(|| doom(args, store, Duration::ZERO)) } else { Ok(None) };
+    let alone = alone.map_err(|error| failure::of_store(&error))?;
+    let found = alone.unwrap_or_else(|| doom(args, store, GRACE))?;
+    report.young_leftovers = found.young;
+    for dir in found.doomed {
         report.bytes += output::disk_usage(&dir);
         report.leftovers += 1;
         if !args.dry_run {
@@ -135,39 +183,152 @@ fn remove_leftovers(args: &GcArgs, store: &Store, report: &mut Report) -> Result
     Ok(())
 }
 
-fn layer_dirs(store: &Store) -> Result<Vec<(LayerId, PathBuf)>, Failure> {
-    let layers = store.root.join("layers");
-    let entries = std::fs::read_dir(&layers)
-        .map_err(|error| Failure::new("gc", format!("reading {}: {error}", layers.display())))?;
-    let id_of = |name: &str| u64::from_str_radix(name, 16).ok().map(LayerId);
-    Ok(entries
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name();
-            let id = id_of(name.to_str()?)?;
-            (id.dir_name().as_str() == name.to_str()?).then(|| (id, entry.path()))
-        })
-        .collect())
+#[derive(Default)]
+struct Leftovers {
+    doomed: Vec<PathBuf>,
+    young: usize,
 }
 
-/// Removes what deleted branches left in `run/`; whatever somebody holds locked stays.
-fn remove_run_files(store: &Store) -> Result<(), CatalogError> {
-    let known: HashSet<u64> = store.catalog.branches()?.iter().map(|row| row.id.0).collect();
-    for entry in std::fs::read_dir(store.run_dir()).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let id = name.to_str().and_then(|name| name.split_once('.')).map(|(id, _)| id);
-        let Some(id) = id.and_then(|id| id.parse::<u64>().ok()) else { continue };
-        if known.contains(&id) {
+/// Finds the leftovers that are at least `grace` old and (but in a dry run) renames them.
+fn doom(args: &GcArgs, store: &Store, grace: Duration) -> Result<Leftovers, Failure> {
+    let failed = |what: &str, path: &Path, error: &std::io::Error| {
+        Failure::new("gc", format!("{what} {}: {error}", path.display()))
+    };
+    let layers = store.layers_dir();
+    let entries: Vec<PathBuf> = std::fs::read_dir(&layers)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .map_err(|error| failed("reading", &layers, &error))?;
+    // Directories first, rows second: a row that appears in between is seen.
+    let rows = store.catalog.all_layers().map_err(|error| failure::of_catalog(&error))?;
+    let known: HashSet<OsString> = rows.iter().map(|row| row.id.dir_name().into()).collect();
+    let mut found = Leftovers::default();
+    for path in entries {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        if name.strip_suffix(DOOMED).is_some_and(is_layer_name) {
+            found.doomed.push(path);
             continue;
         }
-        // A child that is being forked has a lock before it has a row.
-        if let Ok(lock) = store.lock_branch(crate::format::BranchId(id)) {
-            if entry.path() == store.branch_lock_path(crate::format::BranchId(id)) {
-                let _ = lock.remove();
-            } else {
-                let _ = std::fs::remove_file(entry.path());
-            }
+        if !is_layer_name(name) || known.contains(path.file_name().unwrap_or_default()) {
+            continue;
+        }
+        if age(&path).is_none_or(|age| age < grace) {
+            found.young += 1;
+            continue;
+        }
+        if args.dry_run {
+            found.doomed.push(path);
+            continue;
+        }
+        let doomed = layers.join(format!("{name}{DOOMED}"));
+        match std::fs::rename(&path, &doomed) {
+            Ok(()) => found.doomed.push(doomed),
+            // Whoever made it gave up and removed it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("renaming", &path, &error)),
         }
     }
+    Ok(found)
+}
+
+/// Whether a directory of that name would be a layer's. Others are not ours to remove.
+fn is_layer_name(name: &str) -> bool {
+    u64::from_str_radix(name, 16).is_ok_and(|id| LayerId(id).dir_name() == name)
+}
+
+/// Time since the last change; `None` if it cannot be told, zero for a time in the future.
+fn age(path: &Path) -> Option<Duration> {
+    let modified = path.symlink_metadata().and_then(|meta| meta.modified()).ok()?;
+    Some(SystemTime::now().duration_since(modified).unwrap_or_default())
+}
+
+/// Removes what deleted branches and ended imports left in `run/`; what somebody holds locked
+/// stays.
+fn remove_run_files(store: &Store) -> Result<(), CatalogError> {
+    let mut branches = BTreeSet::new();
+    for entry in std::fs::read_dir(store.run_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some((owner, _)) = name.to_str().and_then(|name| name.split_once('.')) else {
+            continue;
+        };
+        if let Ok(id) = owner.parse() {
+            branches.insert(BranchId(id));
+        } else if let Some(layer) = owner.strip_prefix("import-").filter(|id| is_layer_name(id)) {
+            let id = u64::from_str_radix(layer, 16).map(LayerId).unwrap_or_default();
+            remove_import_lock(store, id, &entry.path())?;
+        }
+    }
+    for id in branches {
+        if store.catalog.branch_by_id(id)?.is_some() {
+            continue;
+        }
+        // A child that is being forked has a lock before it has a row, and may have both by now.
+        let Ok(lock) = store.lock_branch(id) else { continue };
+        if store.catalog.branch_by_id(id)?.is_some() {
+            continue;
+        }
+        for suffix in ["sock", "json", "json.new"] {
+            let _ = std::fs::remove_file(store.run_dir().join(format!("{id}.{suffix}")));
+        }
+        let _ = lock.remove();
+    }
     Ok(())
+}
+
+/// An import takes its lock before its row appears, so only an old lock file without a row is left
+/// over.
+fn remove_import_lock(store: &Store, layer: LayerId, path: &Path) -> Result<(), CatalogError> {
+    if age(path).is_none_or(|age| age < GRACE) {
+        return Ok(());
+    }
+    let Ok(lock) = store.lock_import(layer) else { return Ok(()) };
+    let importing =
+        store.catalog.layer(layer)?.is_some_and(|row| row.state == LayerState::Importing);
+    if !importing {
+        let _ = lock.remove();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_names_of_layers_are_ours() {
+        for name in ["00000000000a", "ffffffffffff"] {
+            assert!(is_layer_name(name), "{name}");
+        }
+        for name in ["a", "00000000000A", "00000000000a.gone", "0000000000000a", "lost+found", ""] {
+            assert!(!is_layer_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_sentence_counts() {
+        let report = Report { layers: 1, bytes: 2048, young_leftovers: 2, ..Report::default() };
+        let text = sentence(&report);
+        assert!(text.starts_with("Freed 2.00 KiB in 1 layer and 0 leftovers\n"), "{text}");
+        assert!(text.contains("2 leftovers younger than ten minutes kept"), "{text}");
+    }
+
+    #[test]
+    fn an_import_that_ended_meanwhile_keeps_its_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::init(&dir.path().join("store")).unwrap();
+        let lock = store.lock_import(LayerId(1)).unwrap();
+        store.catalog.begin_import(LayerId(1), None).unwrap();
+        let seen = store.catalog.layer(LayerId(1)).unwrap().unwrap();
+        assert!(matches!(claim_import(&store, &seen, false).unwrap(), Claim::Alive));
+        let new = crate::catalog::NewBranch {
+            name: "main".parse().unwrap(),
+            origin: "import:/x".to_owned(),
+            uid: 0,
+            command: String::new(),
+        };
+        store.catalog.finish_import(LayerId(1), LayerId(2), &new).unwrap();
+        drop(lock);
+        // `seen` still says that the import runs, and its lock is free.
+        assert!(matches!(claim_import(&store, &seen, false).unwrap(), Claim::Alive));
+    }
 }

@@ -42,6 +42,9 @@ pub struct Cli {
     /// Log more (-v: information, -vv: debugging)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// Log errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -73,7 +76,7 @@ enum Command {
 /// Runs the command line; the exit code tells how it went.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_tracing(cli.verbose);
+    start_tracing(cli.verbose, cli.quiet);
     match cli.run() {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -86,11 +89,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn start_tracing(verbose: u8) {
-    let level = match verbose {
-        0 => "warn",
-        1 => "info",
-        _ => "debug",
+fn start_tracing(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
     };
     // The FUSE library warns about every request that we leave to the kernel on purpose.
     let default = format!("{level},fuser=error");

@@ -117,9 +117,25 @@ impl DataFiles {
         let what = "opening a data file of a sealed layer";
         let file = self
             .pool
-            .get((run.layer, run.file), || self.storage.open(&path, Access::ReadWrite))
+            .get((run.layer, run.file), || self.open_shared(&path))
             .map_err(LayerError::host(run.layer, what))?;
         read_full_at(&*file, buf, offset).map_err(LayerError::host(run.layer, "reading"))
+    }
+
+    /// Opens a data file that may be this branch's own or another's: writable where possible,
+    /// because the same descriptor may sync what a frozen layer still has to.
+    fn open_shared(&self, path: &Path) -> io::Result<Arc<dyn HostFile>> {
+        match self.storage.open(path, Access::ReadWrite) {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                self.storage.open(path, Access::Read)
+            }
+            other => other,
+        }
     }
 
     /// Tells the host that a run is about to be read.
@@ -128,7 +144,7 @@ impl DataFiles {
             return;
         }
         let path = self.path(run.layer, run.file);
-        let open = || self.storage.open(&path, Access::ReadWrite);
+        let open = || self.open_shared(&path);
         if let Ok(file) = self.pool.get((run.layer, run.file), open) {
             file.will_need(
                 u64::from(run.source) * GRANULE_BYTES,

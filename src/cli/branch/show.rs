@@ -6,6 +6,7 @@ use super::super::{failure, output};
 use crate::catalog::{BranchName, BranchRow, FileLock, LayerRow, Store};
 use crate::format::BranchId;
 use crate::serve::Failure;
+use crate::serve::run_file::RunFile;
 
 /// Arguments of `cowfs branch show`.
 #[derive(Debug, clap::Args)]
@@ -26,11 +27,21 @@ struct Shown {
     created: String,
     created_by: u32,
     in_use: bool,
+    /// Where a process serves it; none if it is in use otherwise, or not at all.
+    mounted: Option<Mounted>,
     /// Sealed layers below the open one.
     depth: u32,
     /// Bytes on disk of the open layer, which only this branch has.
     own_bytes: u64,
     layers: Vec<ShownLayer>,
+}
+
+#[derive(serde::Serialize)]
+struct Mounted {
+    mount_point: String,
+    pid: u32,
+    since: String,
+    read_only: bool,
 }
 
 #[derive(serde::Serialize)]
@@ -60,6 +71,7 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
         Some(id) => store.catalog.branch_by_id(id)?.map(|parent| parent.name),
         None => None,
     };
+    let in_use = FileLock::is_held(&store.branch_lock_path(row.id)).unwrap_or(false);
     let layers: Vec<ShownLayer> = chain.iter().map(|layer| show_layer(store, layer)).collect();
     Ok(Shown {
         id: row.id,
@@ -67,11 +79,23 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
         origin: row.origin,
         created: output::time(row.created_ms),
         created_by: row.created_by,
-        in_use: FileLock::is_held(&store.branch_lock_path(row.id)).unwrap_or(false),
+        in_use,
+        // A run file without the lock is left over from a process that was killed.
+        mounted: in_use.then(|| mounted(store, row.id)).flatten(),
         depth: chain.first().map_or(0, |layer| layer.depth),
         own_bytes: layers.first().map_or(0, |layer| layer.bytes),
         layers,
         name: row.name,
+    })
+}
+
+fn mounted(store: &Store, id: BranchId) -> Option<Mounted> {
+    let run = RunFile::read(&store.run_dir(), id)?;
+    Some(Mounted {
+        mount_point: run.mount_point.display().to_string(),
+        pid: run.pid,
+        since: output::time(run.since_ms),
+        read_only: run.read_only,
     })
 }
 
@@ -88,7 +112,11 @@ fn show_layer(store: &Store, layer: &LayerRow) -> ShownLayer {
 fn describe(shown: &Shown) -> String {
     let mut text = format!("Branch {} (id {})\n", shown.name, shown.id);
     let parent = shown.parent.as_ref().map_or("none", BranchName::as_str);
-    let in_use = if shown.in_use { "yes" } else { "no" };
+    let in_use = match &shown.mounted {
+        Some(mount) => format!("mounted at {} by process {}", mount.mount_point, mount.pid),
+        None if shown.in_use => "yes".to_owned(),
+        None => "no".to_owned(),
+    };
     // Writing to a String cannot fail.
     let _ = writeln!(text, "  parent   {parent}");
     let _ = writeln!(text, "  origin   {}", shown.origin);
