@@ -53,11 +53,12 @@ impl OpenLayer {
 
     /// fdatasync of one data file, then its ownership into the journal's queue.
     fn sync_data(&self, file: &OpenFile) -> Result<Ticket, LayerError> {
+        // One at a time per file, and before looking whether there is anything to do: what a sync in
+        // progress has taken looks clean already, and a second caller must not return before it.
+        let _turn = file.sync_turn.lock();
         if !file.needs_sync() {
             return Ok(0);
         }
-        // One at a time per file, so that a second caller cannot return before the first is done.
-        let _turn = file.sync_turn.lock();
         let latched = || LayerError::Latched { layer: self.id, ino: file.ino };
         if file.failed.load(Ordering::Acquire) {
             return Err(latched());
