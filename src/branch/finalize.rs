@@ -170,6 +170,8 @@ impl Branch {
             if layer.is_empty() { None } else { Some(self.index_of(view, position, &layer)?) };
         self.swap_in(&layer, part);
         layer.log.retire();
+        // What was unlinked just before the fork waited for the journal; the index stands for it now.
+        let _durable = layer.reap()?;
         let dir = self.data.layer_dir(layer.id);
         for name in ["journal", "volatile"] {
             let removed = self.data.storage.remove_file(&dir.join(name));

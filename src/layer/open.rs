@@ -233,17 +233,12 @@ impl OpenLayer {
     /// Drops an inode that has no name and no user left; its data file goes once that is durable.
     pub fn forget(&self, ino: Ino) -> Result<(), LayerError> {
         let file = self.file(ino);
-        let created_durably = self.log.is_durable(self.inode_ticket(ino));
         let ticket = self.commit(&[Record::Forget(ino)])?;
-        let Some(file) = file else { return Ok(()) };
-        let bytes = file.size();
-        drop(file);
-        if created_durably {
-            self.doomed.lock().push(Doomed { ino, ticket, bytes });
-            return Ok(());
+        if let Some(file) = file {
+            // Never at once: the journal on disk may still lead to the file, by an older record.
+            self.doomed.lock().push(Doomed { ino, ticket, bytes: file.size() });
         }
-        // No journal on disk has ever named the file, so nothing can lead to it after a crash.
-        self.data.destroy(self.id, ino).map_err(LayerError::host(self.id, "removing a data file"))
+        Ok(())
     }
 
     /// Bytes (of file size) that wait for the journal before they can be freed.
