@@ -1,5 +1,6 @@
 //! A [`Storage`] that fails on command, for tests of every error path.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -190,5 +191,9 @@ impl Storage for FaultStorage {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         self.plan.check(Call::Read)?;
         self.inner.read(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        self.inner.list(path)
     }
 }

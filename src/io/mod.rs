@@ -5,9 +5,11 @@
 
 pub mod fault;
 pub mod host;
+pub mod lossy;
 pub mod pool;
 pub mod sys;
 
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -100,6 +102,8 @@ pub trait Storage: Send + Sync {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// Reads a whole file.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Names in a directory, without `.` and `..`, in any order.
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
 }
 
 /// Reads until `buf` is full or the file ends; the rest of `buf` becomes zeros.

@@ -97,6 +97,17 @@ impl Log {
         }
     }
 
+    /// Takes up a layer that was left in order, before its first change: from now on the volatile
+    /// log's presence tells that it may not be. A new layer needs no such mark.
+    pub fn begin(&self) -> Result<(), LayerError> {
+        let mut queue = self.queue.lock();
+        if queue.journal_end.bytes == 0 {
+            return Ok(());
+        }
+        self.open_volatile(&mut queue)?;
+        self.storage.sync_dir(&self.dir).map_err(self.host("marking the layer as in use"))
+    }
+
     /// Records a change that may become durable at any time.
     pub fn append(&self, records: &[Record]) -> Result<Ticket, LayerError> {
         let mut queue = self.queue.lock();
@@ -256,20 +267,7 @@ impl Log {
     }
 
     fn write_volatile(&self, queue: &mut Queue, records: &[Record]) -> Result<(), LayerError> {
-        let volatile = match &queue.volatile {
-            Some(file) => file.clone(),
-            None => {
-                let header =
-                    LogHeader { kind: LogKind::Volatile, layer: self.layer, boot_id: self.boot_id };
-                let file = self
-                    .open_log("volatile", header, queue.volatile_end)
-                    .map_err(self.host("opening the volatile log"))?;
-                queue.volatile_end.bytes = queue.volatile_end.bytes.max(LogHeader::BYTES as u64);
-                queue.volatile_end.sequence = queue.volatile_end.sequence.max(1);
-                queue.volatile = Some(file.clone());
-                file
-            }
-        };
+        let volatile = self.open_volatile(queue)?;
         let mut frame = Vec::with_capacity(256);
         encode_frame(queue.volatile_end.sequence, records, &mut frame);
         write_all_at(&*volatile, &frame, queue.volatile_end.bytes)
@@ -277,6 +275,21 @@ impl Log {
         queue.volatile_end.bytes += frame.len() as u64;
         queue.volatile_end.sequence += 1;
         Ok(())
+    }
+
+    fn open_volatile(&self, queue: &mut Queue) -> Result<Arc<dyn HostFile>, LayerError> {
+        if let Some(file) = &queue.volatile {
+            return Ok(file.clone());
+        }
+        let header =
+            LogHeader { kind: LogKind::Volatile, layer: self.layer, boot_id: self.boot_id };
+        let file = self
+            .open_log("volatile", header, queue.volatile_end)
+            .map_err(self.host("opening the volatile log"))?;
+        queue.volatile_end.bytes = queue.volatile_end.bytes.max(LogHeader::BYTES as u64);
+        queue.volatile_end.sequence = queue.volatile_end.sequence.max(1);
+        queue.volatile = Some(file.clone());
+        Ok(file)
     }
 
     fn host(&self, what: &'static str) -> impl FnOnce(io::Error) -> LayerError + use<> {
