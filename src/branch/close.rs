@@ -38,8 +38,8 @@ impl Branch {
         if self.mode == OpenMode::ReadOnly {
             return Ok(());
         }
+        let _durable = self.sync_all()?;
         let open = self.view().open.clone();
-        let _durable = open.sync_all()?;
         let _durable = open.reap()?;
         if open.log.sizes().0 > JOURNAL_REPLAY_BYTES_MAX {
             self.seal()?;

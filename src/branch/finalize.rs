@@ -13,12 +13,12 @@ use parking_lot::{Condvar, Mutex};
 use super::view::{SealedPart, View};
 use super::{Branch, BranchError, merge};
 use crate::format::index::{FileLayout, IndexBuilder, IndexMeta};
-use crate::format::{FileKind, Ino};
+use crate::format::{FileKind, Ino, LayerId};
+use crate::io::{Access, HostFile};
 use crate::layer::LayerError;
 use crate::layer::data_files::DataFiles;
 use crate::layer::open::OpenLayer;
 use crate::layer::sealed::{IndexFile, open_index};
-use crate::layer::sync::Durable;
 
 /// How often the background thread looks around when nobody wakes it.
 const TICK: Duration = Duration::from_secs(1);
@@ -109,15 +109,13 @@ fn run(weak: &Weak<Branch>) {
 
 impl Branch {
     fn tend_open_layer(&self, names_synced: &mut Instant) -> Result<(), BranchError> {
-        let open = self.view().open.clone();
-        if open.has_doomed() {
-            let _durable = open.reap()?;
-        }
-        if names_synced.elapsed() >= NAMES_SYNC_EVERY {
+        let view = self.view();
+        if view.open.has_doomed() || names_synced.elapsed() >= NAMES_SYNC_EVERY {
             *names_synced = Instant::now();
-            let _durable = open.sync_names()?;
+            let _durable = self.sync_names()?;
+            let _durable = self.view().open.reap()?;
         }
-        let (journal, volatile) = open.log.sizes();
+        let (journal, volatile) = view.open.log.sizes();
         if journal.max(volatile) > LOG_BYTES_MAX {
             self.seal()?;
         }
@@ -132,24 +130,8 @@ impl Branch {
         Ok(())
     }
 
-    /// Makes durable what `ino` inherits from layers that are not finalized: for a layer that this
-    /// process froze, the file alone; for one of another process, the layer.
-    pub fn sync_inherited(&self, view: &View, ino: Option<Ino>) -> Result<Durable, BranchError> {
-        for layer in view.frozen.iter().rev() {
-            if layer.foreign {
-                self.finalize_layer(layer)?;
-                continue;
-            }
-            if let Some(ino) = ino {
-                let _durable = layer.sync_file(ino)?;
-            }
-            let _durable = layer.sync_names()?;
-        }
-        Ok(Durable::sealed())
-    }
-
     /// Finalizes `layer` (and older ones first), unless somebody has done so.
-    fn finalize_layer(&self, layer: &Arc<OpenLayer>) -> Result<(), BranchError> {
+    pub(super) fn finalize_layer(&self, layer: &Arc<OpenLayer>) -> Result<(), BranchError> {
         let _turn = self.background.turn.lock();
         let view = self.view();
         let Some(position) = view.frozen.iter().position(|f| Arc::ptr_eq(f, layer)) else {
@@ -177,7 +159,11 @@ impl Branch {
             let removed = self.data.storage.remove_file(&dir.join(name));
             removed.map_err(host_error("removing", &dir.join(name)))?;
         }
-        merge::merge_below(self, depth)
+        if let Err(error) = merge::merge_below(self, depth) {
+            // Lookups visit more indexes than they might; nothing else depends on it.
+            tracing::warn!(%error, depth, "merging indexes failed");
+        }
+        Ok(())
     }
 
     /// The durable index of a frozen layer, written now unless another process has written it.
@@ -193,7 +179,9 @@ impl Branch {
         if open_index(&self.data, layer.id, which)?.is_none() {
             sync_contents(layer, &self.data)?;
             let builder = self.build_index(view, position, layer)?;
-            write_index(builder, &dir, "index")?;
+            write_index(builder, &self.data, layer.id, which)?;
+            // A layer whose journal was never synced: from here on its absence is damage.
+            self.store.catalog.mark_layer_used(layer.id)?;
         }
         let index = open_index(&self.data, layer.id, which)?
             .ok_or(BranchError::LayerMissing { layer: layer.id })?;
@@ -306,7 +294,7 @@ fn host_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Bran
 }
 
 /// Waits for the right to finalize the layer in `dir`.
-fn finalize_lock(dir: &Path) -> Result<Flock<File>, BranchError> {
+pub(super) fn finalize_lock(dir: &Path) -> Result<Flock<File>, BranchError> {
     let path = dir.join("finalize.lock");
     std::fs::create_dir_all(dir).map_err(host_error("creating", dir))?;
     let file = File::options()
@@ -322,17 +310,40 @@ fn finalize_lock(dir: &Path) -> Result<Flock<File>, BranchError> {
 /// Writes an index file so that it is either absent or complete and durable.
 pub(super) fn write_index(
     builder: IndexBuilder,
-    dir: &Path,
-    name: &str,
+    data: &DataFiles,
+    layer: LayerId,
+    which: IndexFile,
 ) -> Result<(), BranchError> {
-    let (temporary, path) = (dir.join(format!("{name}.tmp")), dir.join(name));
+    let (path, dir) = (which.path(data, layer), data.layer_dir(layer));
+    let temporary = path.with_extension("tmp");
     let write = || -> io::Result<()> {
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        let file = data.storage.open(&temporary, Access::CreateEmpty)?;
+        let mut out = BufWriter::with_capacity(1 << 20, Appender { file: &*file, at: 0 });
         builder.write(&mut out)?;
         out.flush()?;
-        out.get_ref().sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        File::open(dir)?.sync_all()
+        file.sync_data()?;
+        data.storage.rename(&temporary, &path)?;
+        data.storage.sync_dir(&dir)?;
+        // The layer may never have been synced before: then its directory is new, too.
+        data.storage.sync_dir(dir.parent().unwrap_or(Path::new("/")))
     };
     write().map_err(host_error("writing", &path))
+}
+
+/// Writes a host file from its beginning to its end.
+struct Appender<'a> {
+    file: &'a dyn HostFile,
+    at: u64,
+}
+
+impl Write for Appender<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.file.write_at(buf, self.at)?;
+        self.at += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::open::{boot_id, data_files, first_use, write_root};
+use super::open::{Host, data_files, first_use, write_root};
 use super::view::View;
 use super::{Branch, BranchError, OpenMode};
 use crate::catalog::{
@@ -166,12 +166,13 @@ pub fn fork_unmounted(
     by: &Requester,
 ) -> Result<ForkReport, BranchError> {
     let start = Instant::now();
-    let data = data_files(store);
+    let host = Host::real()?;
+    let data = data_files(host.storage, store);
     let head = store
         .catalog
         .layer(parent.head)?
         .ok_or(BranchError::LayerMissing { layer: parent.head })?;
-    let seal = replay::has_content(&data, head.id, boot_id()?)?;
+    let seal = replay::has_content(&data, head.id, host.boot_id)?;
     let child = NewBranch {
         name,
         origin: format!("fork:{}", parent.name),
@@ -195,9 +196,10 @@ pub fn create_empty(
     by: &Requester,
 ) -> Result<BranchRow, BranchError> {
     let head = new_layer_id()?;
-    let data = data_files(store);
+    let host = Host::real()?;
+    let data = data_files(host.storage, store);
     // The layer comes first: a crash leaves a directory that no row names, and gc takes it.
-    let layer = OpenLayer::empty((head, 0), data, boot_id()?, Box::new(|| Ok(())));
+    let layer = OpenLayer::empty((head, 0), data, host.boot_id, Box::new(|| Ok(())));
     write_root(&layer, Record::Inode(Box::new(root_directory(by.uid))))?;
     layer.log.discard_volatile().map_err(|source| BranchError::Host {
         what: "removing",

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::finalize::write_index;
+use super::finalize::{finalize_lock, write_index};
 use super::view::SealedPart;
 use super::{Branch, BranchError};
 use crate::format::index::{FileLayout, Index, IndexBuilder, IndexMeta};
@@ -49,13 +49,15 @@ pub(super) fn merge_below(branch: &Branch, depth: u32) -> Result<(), BranchError
         return Ok(());
     };
     let (data, layer) = (&branch.data, top.layer);
+    // The parent's process and the child's come here for the same layer at the same time.
+    let _lock = finalize_lock(&data.layer_dir(layer))?;
     if open_index(data, layer, IndexFile::Merged)?.is_none() {
         let builder = merged(&parts, lowest).map_err(|(part, source)| LayerError::Damaged {
             layer: part.layer,
             path: part.which.path(data, part.layer),
             source,
         })?;
-        write_index(builder, &data.layer_dir(layer), "merged")?;
+        write_index(builder, data, layer, IndexFile::Merged)?;
     }
     if let Some(index) = open_index(data, layer, IndexFile::Merged)? {
         branch.swap_merged(&SealedPart { layer, which: IndexFile::Merged, index });

@@ -6,6 +6,8 @@ pub mod fork;
 pub mod listing;
 pub mod merge;
 pub mod open;
+mod recover;
+pub mod sync;
 pub mod view;
 
 use std::io;

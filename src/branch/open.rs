@@ -1,7 +1,6 @@
 //! Opening a branch: the catalog's chain of layers becomes a View.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,10 +8,11 @@ use parking_lot::{Mutex, RwLock};
 
 use super::finalize::Background;
 use super::view::{SealedPart, View};
-use super::{Branch, BranchError, OpenMode};
+use super::{Branch, BranchError, OpenMode, recover};
 use crate::catalog::{BranchLock, BranchRow, LayerRow, Store};
 use crate::format::journal::Record;
 use crate::format::{Ino, LayerId};
+use crate::io::Storage;
 use crate::io::host::HostStorage;
 use crate::layer::data_files::DataFiles;
 use crate::layer::log::FirstUse;
@@ -23,6 +23,29 @@ use crate::layer::sealed::{IndexFile, open_index};
 /// Idle descriptors kept open per branch, at most; a quarter of the process's limit otherwise.
 const DESCRIPTORS_MAX: usize = 4096;
 
+/// What a branch stands on.
+#[derive(Clone)]
+pub struct Host {
+    /// The filesystem of the store's layers.
+    pub storage: Arc<dyn Storage>,
+    /// Tells whether the host was restarted since a log was written.
+    pub boot_id: [u8; 16],
+    /// Whether a thread finalizes and syncs in the background; without it the caller does.
+    pub background: bool,
+}
+
+impl Host {
+    /// The machine this runs on.
+    pub fn real() -> Result<Host, BranchError> {
+        let boot_id = replay::boot_id().map_err(|source| BranchError::Host {
+            what: "reading",
+            path: "/proc/sys/kernel/random/boot_id".into(),
+            source,
+        })?;
+        Ok(Host { storage: Arc::new(HostStorage), boot_id, background: true })
+    }
+}
+
 impl Branch {
     /// Opens the branch of `row`, whose lock the caller holds.
     pub fn open(
@@ -31,13 +54,29 @@ impl Branch {
         lock: BranchLock,
         mode: OpenMode,
     ) -> Result<Arc<Branch>, BranchError> {
-        let data = data_files(&store);
-        let boot_id = boot_id()?;
+        Self::open_on(&Host::real()?, store, row, lock, mode)
+    }
+
+    /// Like [`Branch::open`], on a host of the caller's making: for tests of faults and power cuts.
+    pub fn open_on(
+        host: &Host,
+        store: Arc<Store>,
+        row: BranchRow,
+        lock: BranchLock,
+        mode: OpenMode,
+    ) -> Result<Arc<Branch>, BranchError> {
+        let boot_id = host.boot_id;
+        let data = data_files(host.storage.clone(), &store);
         let chain = store.catalog.chain(row.head)?;
         let view = Arc::new(load_view(&store, &data, boot_id, &chain)?);
-        if mode == OpenMode::ReadWrite {
-            remove_leftovers(&view.open, &data)?;
-        }
+        let settled = match mode {
+            OpenMode::ReadWrite => {
+                let settled = recover::recover(&view)?;
+                view.open.log.begin()?;
+                settled
+            }
+            OpenMode::ReadOnly => Vec::new(),
+        };
         let next_ino = AtomicU64::new(next_ino(&view).0);
         let branch = Arc::new(Branch {
             store,
@@ -52,7 +91,13 @@ impl Branch {
             boot_id,
             _lock: lock,
         });
-        if mode == OpenMode::ReadWrite {
+        if !settled.is_empty() {
+            branch.finalize_frozen()?;
+            for ino in settled {
+                let _durable = branch.view().open.sync_file(ino)?;
+            }
+        }
+        if mode == OpenMode::ReadWrite && host.background {
             Background::start(&branch);
         }
         Ok(branch)
@@ -65,20 +110,12 @@ impl Branch {
 }
 
 /// Data files of a store, with as many descriptors as the process may keep.
-pub(super) fn data_files(store: &Store) -> Arc<DataFiles> {
+pub(super) fn data_files(storage: Arc<dyn Storage>, store: &Store) -> Arc<DataFiles> {
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .map_or(1024, |(soft, _)| soft);
     let keep = usize::try_from(limit / 4).unwrap_or(usize::MAX).clamp(16, DESCRIPTORS_MAX);
     let keep = NonZeroUsize::new(keep).unwrap_or(NonZeroUsize::MIN);
-    DataFiles::new(Arc::new(HostStorage), store.root.join("layers"), keep)
-}
-
-pub(super) fn boot_id() -> Result<[u8; 16], BranchError> {
-    replay::boot_id().map_err(|source| BranchError::Host {
-        what: "reading",
-        path: "/proc/sys/kernel/random/boot_id".into(),
-        source,
-    })
+    DataFiles::new(storage, store.root.join("layers"), keep)
 }
 
 /// Tells the catalog, durably, that a layer has contents: from then on a missing directory is
@@ -161,40 +198,9 @@ fn load_part(data: &DataFiles, row: &LayerRow) -> Result<Option<SealedPart>, Bra
 /// A layer that was written to must have a directory with a journal or an index.
 fn check_present(data: &DataFiles, row: &LayerRow) -> Result<(), BranchError> {
     let dir = data.layer_dir(row.id);
-    let there = |name: &str| dir.join(name).exists();
+    let there = |name: &str| data.storage.metadata(&dir.join(name)).is_ok();
     if row.used && !there("journal") && !there("index") {
         return Err(BranchError::LayerMissing { layer: row.id });
-    }
-    Ok(())
-}
-
-/// Removes data files of the open layer that no record mentions: files that were created but not
-/// synced before the power went, or unlinked just before the end.
-///
-/// Their inode numbers may be given out again, and a new file must not begin with old bytes.
-/// Only after an unclean end: an orderly one removes the volatile log.
-fn remove_leftovers(open: &OpenLayer, data: &DataFiles) -> Result<(), BranchError> {
-    let dir = data.layer_dir(open.id);
-    if !dir.join("volatile").exists() {
-        return Ok(());
-    }
-    let host = |path: &Path| {
-        let path = path.to_owned();
-        move |source| BranchError::Host { what: "clearing leftovers in", path, source }
-    };
-    let top = dir.join("data");
-    let Ok(groups) = std::fs::read_dir(&top) else { return Ok(()) };
-    for group in groups {
-        let group = group.map_err(host(&top))?.path();
-        for file in std::fs::read_dir(&group).map_err(host(&group))? {
-            let name = file.map_err(host(&group))?.file_name();
-            let ino = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
-            if let Some(ino) = ino.map(Ino)
-                && open.file(ino).is_none()
-            {
-                data.destroy(open.id, ino).map_err(host(&group))?;
-            }
-        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::BranchError;
 use crate::format::index::Index;
-use crate::format::{DirentTarget, Ino, InodeRecord, LayerId};
+use crate::format::{DirentTarget, FileKind, Ino, InodeRecord, LayerId};
 use crate::layer::LayerError;
 use crate::layer::data_files::DataFiles;
 use crate::layer::open::OpenLayer;
@@ -79,27 +79,28 @@ impl View {
 
     /// Like [`View::inode`], skipping the `skip` newest in-memory layers.
     pub fn inode_below(&self, ino: Ino, skip: usize) -> Result<Option<InodeRecord>, LayerError> {
-        // A layer that wrote to the file without changing its inode still decides the size.
-        let mut size = None;
-        let mut found = None;
-        for layer in self.in_memory().skip(skip) {
-            if size.is_none() {
-                let file = layer.file(ino);
-                size = file.map(|file| (layer.id, file.size()));
-            }
-            if let Some(record) = layer.inode(ino) {
-                found = Some(record);
-                break;
-            }
+        let layers = || self.in_memory().skip(skip);
+        let changed = layers().find_map(|layer| layer.inode(ino));
+        let owner = layers().find_map(|layer| Some((layer.id, layer.file(ino)?)));
+        let from_logs = changed.is_some();
+        let Some(mut record) = (match changed {
+            Some(record) => Some(record),
+            None => self.sealed_inode(ino)?,
+        }) else {
+            return Ok(None);
+        };
+        if record.kind != FileKind::Regular {
+            return Ok(Some(record));
         }
-        if found.is_none() {
-            found = self.sealed_inode(ino)?;
+        // The newest layer with a data file decides the size. A record in a log may come from a
+        // later change, of which the power took the rest.
+        if let Some((layer, file)) = owner {
+            record.size = file.size();
+            self.take_host_times(&mut record, layer);
+        } else if from_logs {
+            record.size = self.sealed_inode(ino)?.map_or(0, |sealed| sealed.size);
         }
-        if let (Some(record), Some((layer, size))) = (&mut found, size) {
-            record.size = size;
-            self.take_host_times(record, layer);
-        }
-        Ok(found)
+        Ok(Some(record))
     }
 
     /// A write after the inode's last record is known to the data file only: its modification
@@ -153,7 +154,7 @@ impl View {
         let mut candidates: Vec<(Ino, Vec<u8>)> = Vec::new();
         for layer in self.in_memory() {
             layer.for_each_name(|dir, name, target| {
-                if let DirentTarget::Link { kind: crate::format::FileKind::Socket, .. } = target {
+                if let DirentTarget::Link { kind: FileKind::Socket, .. } = target {
                     candidates.push((dir, name.to_vec()));
                 }
             });

@@ -10,6 +10,7 @@ pub mod presence;
 pub mod read;
 pub mod replay;
 pub mod sealed;
+pub mod settle;
 pub mod sync;
 pub mod write;
 

@@ -233,17 +233,28 @@ impl OpenLayer {
     /// Drops an inode that has no name and no user left; its data file goes once that is durable.
     pub fn forget(&self, ino: Ino) -> Result<(), LayerError> {
         let file = self.file(ino);
-        let ticket = self.commit(&[Record::Forget(ino)])?;
+        self.commit(&[Record::Forget(ino)])?;
         if let Some(file) = file {
-            // Never at once: the journal on disk may still lead to the file, by an older record.
-            self.doomed.lock().push(Doomed { ino, ticket, bytes: file.size() });
+            self.doom(ino, file.size());
         }
         Ok(())
+    }
+
+    /// Has a data file removed that no record leads to any more, once that is durable. Never at
+    /// once: the journal on disk may still lead to it, by an older record.
+    pub fn doom(&self, ino: Ino, bytes: u64) {
+        let ticket = self.log.last_ticket();
+        self.doomed.lock().push(Doomed { ino, ticket, bytes });
     }
 
     /// Bytes (of file size) that wait for the journal before they can be freed.
     pub fn doomed_bytes(&self) -> u64 {
         self.doomed.lock().iter().map(|doomed| doomed.bytes).sum()
+    }
+
+    /// Whether the data file of `ino` waits to be removed.
+    pub fn is_doomed(&self, ino: Ino) -> bool {
+        self.doomed.lock().iter().any(|doomed| doomed.ino == ino)
     }
 
     /// Whether any data file waits to be removed.
@@ -262,10 +273,16 @@ impl OpenLayer {
                 return Err(error);
             }
         };
+        let mut first_error = None;
         for gone in doomed {
-            let removed = self.data.destroy(self.id, gone.ino);
-            removed.map_err(LayerError::host(self.id, "removing a data file"))?;
+            if let Err(source) = self.data.destroy(self.id, gone.ino) {
+                first_error.get_or_insert(source);
+                self.doomed.lock().push(gone);
+            }
         }
-        Ok(receipt)
+        match first_error {
+            Some(source) => Err(LayerError::host(self.id, "removing a data file")(source)),
+            None => Ok(receipt),
+        }
     }
 }

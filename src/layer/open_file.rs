@@ -43,6 +43,9 @@ pub struct OpenFile {
     pub failed: AtomicBool,
     /// Written since the last sync began.
     pub dirty: AtomicBool,
+    /// Granules that are not owned may hold bytes in the data file all the same: of a write that
+    /// failed half-way, or that a crash took back.
+    pub strays: AtomicBool,
     /// The data file's directory entry is durable.
     pub entry_durable: AtomicBool,
     /// The journal ticket of the last ownership record.
@@ -88,6 +91,7 @@ impl OpenFile {
             sync_turn: Mutex::new(()),
             failed: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
+            strays: AtomicBool::new(false),
             entry_durable: AtomicBool::new(false),
             layout_ticket: AtomicU64::new(0),
             pending: Mutex::default(),

@@ -1,6 +1,5 @@
 //! An open (or frozen) layer brought back from its journal and volatile log.
 
-use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,20 +13,22 @@ use crate::format::id::granules_spanned;
 use crate::format::journal::{FrameReader, LogHeader, LogKind, Record};
 use crate::format::{FormatError, Ino, LayerId, LayoutDelta};
 
+#[derive(Default)]
 struct Replayed {
     frames: Vec<Vec<Record>>,
     end: LogEnd,
-    boot_id: [u8; 16],
 }
 
-/// Reads one log; a missing file counts as empty.
+/// Reads one log; a missing file counts as empty, and so does a volatile log of another boot than
+/// `boot_id`: nothing in it was ever synced, so the power may have left any part of it.
 fn read_log(
     data: &DataFiles,
     layer: LayerId,
     name: &str,
     kind: LogKind,
+    boot_id: [u8; 16],
 ) -> Result<Replayed, LayerError> {
-    let nothing = Replayed { frames: Vec::new(), end: LogEnd::default(), boot_id: [0; 16] };
+    let nothing = Replayed::default();
     let path = data.layer_dir(layer).join(name);
     let bytes = match data.storage.read(&path) {
         Ok(bytes) => bytes,
@@ -46,6 +47,9 @@ fn read_log(
             offset: 0,
         }));
     }
+    if kind == LogKind::Volatile && header.boot_id != boot_id {
+        return Ok(nothing);
+    }
     let body = bytes.get(LogHeader::BYTES..).unwrap_or_default();
     let mut reader = FrameReader::new(body, 1);
     let (mut frames, mut sequence, mut valid) = (Vec::new(), 1, LogHeader::BYTES as u64);
@@ -55,7 +59,7 @@ fn read_log(
         valid = frame.end + LogHeader::BYTES as u64;
         frames.push(frame.records);
     }
-    Ok(Replayed { frames, end: LogEnd { bytes: valid, sequence }, boot_id: header.boot_id })
+    Ok(Replayed { frames, end: LogEnd { bytes: valid, sequence } })
 }
 
 /// A log that was created but whose header never reached the disk.
@@ -69,12 +73,12 @@ pub fn has_content(
     layer: LayerId,
     boot_id: [u8; 16],
 ) -> Result<bool, LayerError> {
-    let journal = read_log(data, layer, "journal", LogKind::Journal)?;
+    let journal = read_log(data, layer, "journal", LogKind::Journal, boot_id)?;
     if !journal.frames.is_empty() {
         return Ok(true);
     }
-    let volatile = read_log(data, layer, "volatile", LogKind::Volatile)?;
-    Ok(volatile.boot_id == boot_id && !volatile.frames.is_empty())
+    let volatile = read_log(data, layer, "volatile", LogKind::Volatile, boot_id)?;
+    Ok(!volatile.frames.is_empty())
 }
 
 /// Brings a layer back as the last reply left it (same boot) or as the last sync left it.
@@ -87,12 +91,8 @@ pub fn replay(
     boot_id: [u8; 16],
     first_use: FirstUse,
 ) -> Result<OpenLayer, LayerError> {
-    let journal = read_log(data, layer, "journal", LogKind::Journal)?;
-    let mut volatile = read_log(data, layer, "volatile", LogKind::Volatile)?;
-    if volatile.boot_id != boot_id {
-        // Another boot wrote it: what it says of unsynced data may be a lie now.
-        volatile = Replayed { frames: Vec::new(), end: LogEnd::default(), boot_id };
-    }
+    let journal = read_log(data, layer, "journal", LogKind::Journal, boot_id)?;
+    let volatile = read_log(data, layer, "volatile", LogKind::Volatile, boot_id)?;
     let ends = (journal.end, volatile.end);
     let open = OpenLayer::resume((layer, depth), data.clone(), boot_id, ends, first_use);
     for record in journal.frames.iter().flatten() {
@@ -107,14 +107,12 @@ pub fn replay(
 
 /// Applies the volatile log's frames and queues what they say for the journal.
 fn restore_unsynced(open: &OpenLayer, frames: Vec<Vec<Record>>) {
-    let mut unsynced: HashSet<Ino> = HashSet::new();
     for frame in frames {
         let mut safe = Vec::with_capacity(frame.len());
         for record in frame {
             match record {
                 // A file that was created here is private from its first frame on.
                 Record::Layout(delta) if !delta.private || open.file(delta.ino).is_some() => {
-                    unsynced.insert(delta.ino);
                     open.apply(&Record::Layout(LayoutDelta::unchanged(delta.ino)), 0);
                     if let Some(file) = open.file(delta.ino) {
                         file.apply(&delta);
@@ -128,21 +126,24 @@ fn restore_unsynced(open: &OpenLayer, frames: Vec<Vec<Record>>) {
         }
         let ticket = open.log.append_synced(&safe);
         for record in &safe {
-            if let Record::Layout(delta) = record {
-                unsynced.insert(delta.ino);
-            }
             open.apply(record, ticket);
+            if let Record::Forget(ino) = record {
+                // The journal may hold the file's older records.
+                open.doom(*ino, 0);
+            }
         }
     }
-    // Writes to owned granules leave no record: after an unclean end any data file may be dirty.
-    let _ = unsynced;
     for file in open.all_files() {
+        // Writes to owned granules leave no record: after an unclean end any data file may be
+        // dirty, and hold bytes of writes that were never answered.
         file.dirty.store(true, Ordering::Release);
+        file.strays.store(true, Ordering::Release);
     }
 }
 
 /// Takes the size from the data file, and drops ownership that the data file no longer backs:
-/// a cut or punched file whose journal record was lost with the power.
+/// of a file that was cut, and whose record was lost with the power. What lower layers hold past
+/// the new end is left to [`super::write::Target::settle`], which knows them.
 fn settle_size(open: &OpenLayer, data: &DataFiles, ino: Ino) -> Result<(), LayerError> {
     let Some(file) = open.file(ino) else { return Ok(()) };
     let len = match data.storage.metadata(&data.path(open.id, ino)) {
@@ -155,7 +156,6 @@ fn settle_size(open: &OpenLayer, data: &DataFiles, ino: Ino) -> Result<(), Layer
     own.size = len;
     if !own.private {
         own.present.cut(end);
-        own.floor = own.floor.min(end);
     }
     Ok(())
 }

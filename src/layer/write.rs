@@ -5,6 +5,7 @@
 //! before the second step leaves the old contents visible, so nothing half-applied ever shows.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::LayerError;
 use super::open::OpenLayer;
@@ -31,7 +32,18 @@ pub struct Target<'a> {
 
 impl Target<'_> {
     /// Writes `data` at `offset`, growing the file if it ends past its end.
+    ///
+    /// A write that fails leaves the size and the contents of granules not owned before as they
+    /// were.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), LayerError> {
+        let outcome = self.try_write(offset, data);
+        if outcome.is_err() {
+            self.undo_growth();
+        }
+        outcome
+    }
+
+    fn try_write(&self, offset: u64, data: &[u8]) -> Result<(), LayerError> {
         let range = covering(offset, data.len() as u64);
         {
             let _shared = self.file.writers.read();
@@ -40,14 +52,13 @@ impl Target<'_> {
             }
         }
         let _exclusive = self.file.writers.write();
-        let mut claimed = Vec::new();
-        self.copy_up_edges(range, offset, data.len() as u64, &mut claimed)?;
+        self.copy_up_edges(range, offset, data.len() as u64)?;
         self.write_owned(range, offset, data)
     }
 
     /// Whether a granule at an edge is written in part, is not owned yet, and has bytes below.
     fn copies_up(&self, range: GranuleRange, offset: u64, len: u64) -> bool {
-        self.edges(range, offset, len).iter().flatten().any(|granule| self.shows_lower(*granule))
+        self.edges(range, offset, len).iter().flatten().any(|granule| self.needs_filling(*granule))
     }
 
     fn edges(&self, range: GranuleRange, offset: u64, len: u64) -> [Option<Granule>; 2] {
@@ -60,7 +71,7 @@ impl Target<'_> {
     }
 
     /// Whether reading `granule` now would read a lower layer.
-    fn shows_lower(&self, granule: Granule) -> bool {
+    pub(super) fn shows_lower(&self, granule: Granule) -> bool {
         let own = self.file.ownership.read();
         !own.private
             && !own.present.contains(granule)
@@ -68,56 +79,97 @@ impl Target<'_> {
             && self.lower.at(granule, granule + 1).0.is_some()
     }
 
+    /// Whether the data file's bytes of `granule` must be made those that reading it shows, before
+    /// it may be owned by writing a part of it.
+    fn needs_filling(&self, granule: Granule) -> bool {
+        if self.shows_lower(granule) {
+            return true;
+        }
+        let own = self.file.ownership.read();
+        self.file.strays.load(Ordering::Acquire) && !own.private && !own.present.contains(granule)
+    }
+
     /// Copies the lower contents of partly written granules into the data file. They count as
     /// owned only together with the write that follows.
-    fn copy_up_edges(
-        &self,
-        range: GranuleRange,
-        offset: u64,
-        len: u64,
-        claimed: &mut Vec<GranuleRange>,
-    ) -> Result<(), LayerError> {
+    fn copy_up_edges(&self, range: GranuleRange, offset: u64, len: u64) -> Result<(), LayerError> {
         for granule in self.edges(range, offset, len).into_iter().flatten() {
-            if self.shows_lower(granule) {
-                let range = GranuleRange { start: granule, end: granule + 1 };
-                self.copy_up(range)?;
-                claimed.push(range);
+            if self.needs_filling(granule) {
+                self.copy_up(GranuleRange { start: granule, end: granule + 1 })?;
             }
         }
         Ok(())
     }
 
-    /// Copies what lower layers hold of `range` into the data file, up to the file's size.
-    fn copy_up(&self, range: GranuleRange) -> Result<(), LayerError> {
+    /// Copies what lower layers show of `range` into the data file, up to the file's size. Where
+    /// they show nothing the data file has a hole, unless it has strays: those become zeros.
+    pub(super) fn copy_up(&self, range: GranuleRange) -> Result<(), LayerError> {
         let host = self.host()?;
         let size = self.file.size();
         let floor = self.file.ownership.read().floor;
+        let strays = self.file.strays.load(Ordering::Acquire);
         let mut buf = Vec::new();
         let mut at = range.start;
-        while at < range.end.min(floor) {
-            let (run, end) = self.lower.at(at, range.end.min(floor));
-            // 1 MiB at a time bounds memory and the time between two looks at the clock.
+        while at < range.end {
+            let (run, end) = if at < floor {
+                self.lower.at(at, range.end.min(floor))
+            } else {
+                (None, range.end)
+            };
+            // 1 MiB at a time bounds memory.
             let end = end.min(at.saturating_add(256));
-            if let Some(run) = run {
-                let start_byte = u64::from(at) * GRANULE_BYTES;
-                let end_byte = (u64::from(end) * GRANULE_BYTES).min(size);
-                if start_byte < end_byte {
-                    buf.resize((end_byte - start_byte) as usize, 0);
+            let start_byte = u64::from(at) * GRANULE_BYTES;
+            let end_byte = (u64::from(end) * GRANULE_BYTES).min(size);
+            if start_byte < end_byte && (run.is_some() || strays) {
+                buf.clear();
+                buf.resize((end_byte - start_byte) as usize, 0);
+                if let Some(run) = run {
                     let source = u64::from(run.source + (at - run.start)) * GRANULE_BYTES;
                     self.layer.data.read_run(run, &mut buf, source)?;
-                    write_all_at(&*host, &buf, start_byte).map_err(self.host_error("writing"))?;
                 }
+                self.write_host(&host, &buf, start_byte)?;
             }
             at = end;
         }
-        self.file.mark_dirty(&host);
         Ok(())
+    }
+
+    fn write_host(
+        &self,
+        host: &Arc<dyn HostFile>,
+        data: &[u8],
+        offset: u64,
+    ) -> Result<(), LayerError> {
+        let outcome = write_all_at(&**host, data, offset);
+        // After the write: a sync that came in between must find the file dirty again.
+        self.file.mark_dirty(host);
+        outcome.map_err(|source| {
+            // Some of it may be there: not visible, and not to become visible by a later write.
+            self.file.strays.store(true, Ordering::Release);
+            LayerError::Host { layer: self.layer.id, what: "writing", source }
+        })
+    }
+
+    /// After a failed write past the end: the data file's length is the file's size again.
+    ///
+    /// A failure here is not reported, the first error is; whatever is left past the end then
+    /// counts as the file's contents after a remount.
+    fn undo_growth(&self) {
+        let _exclusive = self.file.writers.write();
+        let Ok(host) = self.host() else { return };
+        let size = self.file.size();
+        match host.metadata() {
+            Ok(meta) if meta.len <= size => {}
+            _ => {
+                if let Err(error) = host.set_len(size) {
+                    tracing::warn!(ino = %self.file.ino, %error, "taking back a failed write");
+                }
+            }
+        }
     }
 
     fn write_owned(&self, range: GranuleRange, offset: u64, data: &[u8]) -> Result<(), LayerError> {
         let host = self.host()?;
-        write_all_at(&*host, data, offset).map_err(self.host_error("writing"))?;
-        self.file.mark_dirty(&host);
+        self.write_host(&host, data, offset)?;
         self.claim(range)?;
         let mut own = self.file.ownership.write();
         own.size = own.size.max(offset + data.len() as u64);
@@ -136,7 +188,7 @@ impl Target<'_> {
         self.record(&delta)
     }
 
-    fn record(&self, delta: &LayoutDelta) -> Result<(), LayerError> {
+    pub(super) fn record(&self, delta: &LayoutDelta) -> Result<(), LayerError> {
         self.layer.log.append_volatile(&[Record::Layout(delta.clone())])?;
         self.file.apply(delta);
         Ok(())
@@ -200,8 +252,7 @@ impl Target<'_> {
             return Ok(());
         }
         let range = covering(offset, end - offset);
-        let mut claimed = Vec::new();
-        self.copy_up_edges(range, offset, end - offset, &mut claimed)?;
+        self.copy_up_edges(range, offset, end - offset)?;
         let host = self.host()?;
         let mode = if punch { Allocate::PunchHole } else { Allocate::ZeroKeepSize };
         host.allocate(mode, offset, end - offset).map_err(self.host_error("zeroing"))?;
@@ -211,10 +262,14 @@ impl Target<'_> {
 
     /// Reserves space of the host for `offset..offset + len`; may grow the file.
     pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), LayerError> {
-        let _exclusive = self.file.writers.write();
+        let exclusive = self.file.writers.write();
         let host = self.host()?;
         let mode = if keep_size { Allocate::KeepSize } else { Allocate::Extend };
-        host.allocate(mode, offset, len).map_err(self.host_error("allocating"))?;
+        if let Err(source) = host.allocate(mode, offset, len) {
+            drop(exclusive);
+            self.undo_growth();
+            return Err(self.host_error("allocating")(source));
+        }
         self.file.mark_dirty(&host);
         if !keep_size {
             let mut own = self.file.ownership.write();
