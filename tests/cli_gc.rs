@@ -103,7 +103,7 @@ fn init_makes_a_private_store_and_says_where() {
         .filter(|name| !name.starts_with("catalog.sqlite"))
         .collect();
     names.sort();
-    assert_eq!(names, ["FORMAT", "layers", "run"]);
+    assert_eq!(names, ["FORMAT", "layers", "reserve", "run"]);
     place.refuses(&["init"], 1, &["is a cowfs store already"]);
 }
 

@@ -115,6 +115,7 @@ impl Branch {
             let _durable = self.sync_names()?;
             let _durable = self.view().open.reap()?;
         }
+        self.store.catalog.tend_log()?;
         let (journal, volatile) = view.open.log.sizes();
         if journal.max(volatile) > LOG_BYTES_MAX {
             self.seal()?;

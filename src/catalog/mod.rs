@@ -11,8 +11,10 @@ pub mod fork;
 pub mod layers;
 pub mod lock;
 pub mod oplog;
+pub mod reserve;
 mod schema;
 pub mod store;
+mod wal;
 
 #[cfg(test)]
 mod tests;
@@ -36,14 +38,9 @@ pub use store::{Store, StoreError, default_store_dir};
 /// How long a call waits for another process' transaction before it fails as busy.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of write-ahead log that the end of a process leaves behind at most.
-///
-/// The first process to open an idle catalog reads the whole log, so a longer one costs every
-/// command; a shorter one costs every so many commands a few syncs more.
-const LOG_BYTES_AT_END: u64 = 1 << 20;
-
-/// Bytes of write-ahead log after which a commit shortens it, for processes that never end.
-const LOG_BYTES_MAX: u64 = 16 << 20;
+/// A connection is used by one thread at a time.
+const OPEN_FLAGS: OpenFlags =
+    OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 /// An open catalog. One connection, shared by the threads of a process.
 pub struct Catalog {
@@ -57,22 +54,20 @@ impl Catalog {
         if path.exists() {
             return Err(CatalogError::AlreadyExists { path: path.to_owned() });
         }
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = OPEN_FLAGS | OpenFlags::SQLITE_OPEN_CREATE;
         let connection = Connection::open_with_flags(path, flags)?;
         configure(&connection)?;
         schema::create(&connection)?;
+        wal::extend(&connection, path)?;
         Ok(Catalog { connection: Mutex::new(connection), path: path.to_owned() })
     }
 
     /// Opens the catalog at `path`; refuses foreign files and versions it does not know.
     pub fn open(path: &Path) -> Result<Catalog, CatalogError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         if !path.exists() {
             return Err(CatalogError::Missing { path: path.to_owned() });
         }
-        let connection = Connection::open_with_flags(path, flags)?;
+        let connection = Connection::open_with_flags(path, OPEN_FLAGS)?;
         configure(&connection).map_err(|e| schema::name_foreign(path, e))?;
         schema::verify(&connection, path)?;
         Ok(Catalog { connection: Mutex::new(connection), path: path.to_owned() })
@@ -83,11 +78,23 @@ impl Catalog {
         &self.path
     }
 
-    /// Copies the whole write-ahead log into the database and empties it, if nobody is reading.
+    /// Copies the whole write-ahead log into the database and begins it anew, if nobody is reading.
     pub fn checkpoint(&self) -> Result<(), CatalogError> {
         let connection = self.connection.lock();
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-        Ok(())
+        wal::extend(&connection, &self.path)
+    }
+
+    /// Keeps the write-ahead log short and commits quick: for a process that serves, now and then.
+    pub fn tend_log(&self) -> Result<(), CatalogError> {
+        if !wal::needs_care(&self.connection.lock(), &self.path)? {
+            return Ok(());
+        }
+        // On a connection of its own: what waits for the disk here must not hold up a fork.
+        let connection = Connection::open_with_flags(&self.path, OPEN_FLAGS)?;
+        configure(&connection)?;
+        wal::shorten(&connection, &self.path, wal::BYTES_SERVED);
+        wal::extend(&connection, &self.path)
     }
 
     /// Verifies the database file's own structure (pages, indexes, references between rows).
@@ -132,38 +139,14 @@ impl Catalog {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let value = work(&transaction)?;
         transaction.commit()?;
-        shorten_log(&connection, &self.path, LOG_BYTES_MAX);
+        wal::shorten(&connection, &self.path, wal::BYTES_MAX);
         Ok(value)
     }
 }
 
 impl Drop for Catalog {
     fn drop(&mut self) {
-        shorten_log(self.connection.get_mut(), &self.path, LOG_BYTES_AT_END);
-    }
-}
-
-/// Copies the log into the database and empties it, if it is longer than `limit` bytes and nobody
-/// else is at it: otherwise whoever comes next does.
-///
-/// The way of `SQLite` itself does not work here. Its automatic checkpoint leaves the log to be reused by a
-/// later commit, and how far it got is forgotten when the last process ends: with processes that
-/// commit once, the log would grow for ever, and each would read and copy all of it.
-fn shorten_log(connection: &Connection, path: &Path, limit: u64) {
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    if std::fs::metadata(&log).map_or(0, |meta| meta.len()) <= limit {
-        return;
-    }
-    let shorten = || -> rusqlite::Result<()> {
-        connection.busy_timeout(Duration::ZERO)?;
-        let done = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        done
-    };
-    if let Err(error) = shorten() {
-        // What was committed is durable in the log; only its length is not as it should be.
-        tracing::debug!(%error, "could not shorten the catalog's log");
+        wal::shorten(self.connection.get_mut(), &self.path, wal::BYTES_AT_END);
     }
 }
 
@@ -175,7 +158,7 @@ fn configure(connection: &Connection) -> Result<(), CatalogError> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
-    // See `shorten_log`.
+    // See `wal::shorten`.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     Ok(())
 }

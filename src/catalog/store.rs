@@ -11,6 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
 
 use super::lock::retry_while_busy;
+use super::reserve;
 use super::{BranchLock, Catalog, CatalogError, FileLock, LockError};
 use crate::format::{BranchId, LayerId};
 
@@ -138,6 +139,7 @@ impl Store {
         make_private_dir(&root.join("layers"))?;
         make_private_dir(&root.join("run"))?;
         drop(Catalog::create(&root.join("catalog.sqlite"))?);
+        reserve::make(&root);
         let format = Format { magic: FORMAT_MAGIC.to_owned(), version: FORMAT_VERSION.into() };
         let path = root.join("FORMAT");
         let write = || -> io::Result<()> {

@@ -548,10 +548,47 @@ fn the_log_stays_short_however_many_processes_commit_once() {
             std::fs::metadata(path.with_extension("sqlite-wal")).unwrap().len()
         })
         .max();
-    assert!(longest.unwrap() <= LOG_BYTES_AT_END, "{longest:?}");
+    assert!(longest.unwrap() <= wal::LENGTH, "{longest:?}");
     let again = Catalog::open(&path).unwrap();
     assert_eq!(again.branches().unwrap().len(), 151);
     assert_eq!(again.self_check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn commits_go_into_what_was_written_ahead() {
+    let place = Place::new();
+    assert_eq!(place.log_bytes(), wal::LENGTH);
+    let main = place.empty_branch("main", 1);
+    for i in 0..10_u64 {
+        let head = place.catalog.branch_by_id(main.id).unwrap().unwrap().head;
+        let plan = sealing(main.id, head, &format!("c{i}"), 10 + 2 * i);
+        place.catalog.fork(&plan, &mut |_| Ok(())).unwrap();
+        assert_eq!(place.log_bytes(), wal::LENGTH, "fork {i}");
+    }
+    // As a killed machine leaves it: the files alone, without the shared memory beside them.
+    let copy = tempfile::tempdir().unwrap();
+    let path = copy.path().join("catalog.sqlite");
+    std::fs::copy(&place.path, &path).unwrap();
+    let log = "sqlite-wal";
+    std::fs::copy(place.path.with_extension(log), path.with_extension(log)).unwrap();
+    let again = Catalog::open(&path).unwrap();
+    assert_eq!(again.branches().unwrap().len(), 11);
+    assert_eq!(again.self_check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_serving_process_keeps_the_log_short_and_long_enough() {
+    let place = Place::new();
+    let main = place.empty_branch("main", 1);
+    for i in 0..60_u64 {
+        let head = place.catalog.branch_by_id(main.id).unwrap().unwrap().head;
+        let plan = sealing(main.id, head, &format!("c{i}"), 10 + 2 * i);
+        place.catalog.fork(&plan, &mut |_| Ok(())).unwrap();
+        place.catalog.tend_log().unwrap();
+        assert_eq!(place.log_bytes(), wal::LENGTH, "fork {i}");
+    }
+    assert_eq!(place.catalog.branches().unwrap().len(), 61);
+    assert_eq!(place.catalog.self_check().unwrap(), Vec::<String>::new());
 }
 
 /// A process that lives long must not let it grow either, and nobody waits for a slow reader.
@@ -566,13 +603,13 @@ fn a_reader_in_the_middle_keeps_the_log_and_nobody_waits_for_it() {
         }
     };
     grow(40);
-    assert!(place.log_bytes() <= LOG_BYTES_MAX + (4 << 20), "{}", place.log_bytes());
+    assert!(place.log_bytes() <= wal::BYTES_MAX + (4 << 20), "{}", place.log_bytes());
     let reader = Connection::open(&place.path).unwrap();
     reader.execute_batch("BEGIN; SELECT count(*) FROM branches").unwrap();
     let start = Instant::now();
     grow(20);
     assert!(start.elapsed() < BUSY_TIMEOUT / 2, "{:?}", start.elapsed());
-    assert!(place.log_bytes() > LOG_BYTES_MAX);
+    assert!(place.log_bytes() > wal::BYTES_MAX);
     reader.execute_batch("COMMIT").unwrap();
     grow(1);
     assert_eq!(place.log_bytes(), 0);

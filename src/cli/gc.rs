@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::{failure, output};
-use crate::catalog::{CatalogError, FileLock, LayerRow, LayerState, LockError, Store};
+use crate::catalog::{CatalogError, FileLock, LayerRow, LayerState, LockError, Store, reserve};
 use crate::format::{BranchId, LayerId};
 use crate::serve::Failure;
 
@@ -56,6 +56,7 @@ pub(super) fn run(args: &GcArgs, store: &Store) -> Result<u8, Failure> {
     if turn.is_some() {
         remove_run_files(store).map_err(|error| failure::of_catalog(&error))?;
         store.catalog.checkpoint().map_err(|error| failure::of_catalog(&error))?;
+        reserve::make(&store.root);
     }
     if args.json {
         output::print_json(&report)?;

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::catalog::{Store, default_store_dir};
+use crate::catalog::{Store, default_store_dir, reserve};
 use crate::serve::Failure;
 
 /// Fork a running Postgres data directory in constant time.
@@ -100,7 +100,13 @@ fn start_tracing(verbose: u8, quiet: bool) {
     let default = format!("{level},fuser=error");
     let filter = tracing_subscriber::EnvFilter::try_from_env("COWFS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A serving process logs to a file of the store: on a full disk a line that cannot be written
+    // must not end it.
+    tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// The command as typed, for the operation log.
@@ -118,6 +124,15 @@ impl Cli {
         Store::open(&self.store_dir()).map_err(|error| failure::of_store(&error))
     }
 
+    /// Runs what makes room in a store, once more with the store's reserve if it is full.
+    fn with_room(&self, work: impl Fn() -> Result<u8, Failure>) -> Result<u8, Failure> {
+        work().or_else(
+            |failure| {
+                if reserve::give_up(&self.store_dir()) { work() } else { Err(failure) }
+            },
+        )
+    }
+
     fn run(&self) -> Result<u8, Failure> {
         match &self.command {
             Command::Init(args) => init::run(args, &self.store_dir()),
@@ -125,11 +140,14 @@ impl Cli {
                 let done = import::run(&self.open_store()?, args, command_line());
                 done.map(|()| 0).map_err(|error| failure::of_import(&error))
             }
+            Command::Branch(command) if command.makes_room() => {
+                self.with_room(|| command.run(self.open_store()?))
+            }
             Command::Branch(command) => command.run(self.open_store()?),
             Command::Mount(args) => mount::run(args, || self.open_store()),
             Command::Unmount(args) => unmount::run(args, &self.open_store()?),
             Command::Status(args) => status::run(args, &self.open_store()?),
-            Command::Gc(args) => gc::run(args, &self.open_store()?),
+            Command::Gc(args) => self.with_room(|| gc::run(args, &self.open_store()?)),
             Command::Check(args) => check::run(args, &self.open_store()?),
             Command::Completions(args) => Ok(completions::run(args)),
             Command::Man(args) => completions::run_man(args),

@@ -26,6 +26,11 @@ pub(super) enum BranchCommand {
 }
 
 impl BranchCommand {
+    /// Whether the command must work in a store without any space left.
+    pub(super) fn makes_room(&self) -> bool {
+        matches!(self, BranchCommand::Delete(_))
+    }
+
     pub(super) fn run(&self, store: Store) -> Result<u8, Failure> {
         match self {
             BranchCommand::Create(args) => create::run(args, store),

@@ -1,0 +1,65 @@
+//! Space that is kept back, so that room can be made in a store that has none.
+//!
+//! Deleting a branch and freeing its layers write to the catalog, and on a full filesystem that
+//! fails like every other write. They give up the reserve first, and gc makes it again.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+
+/// Bytes kept back: enough for the catalog's shared memory and some dozen transactions.
+const BYTES: u64 = 4 << 20;
+/// A store with less free space than this is full.
+const FULL_BELOW: u64 = 1 << 20;
+
+fn file_of(store: &Path) -> PathBuf {
+    store.join("reserve")
+}
+
+/// Makes the reserve of the store in `store`, unless it is there. A store without one is sound.
+pub fn make(store: &Path) {
+    let path = file_of(store);
+    let make = || -> io::Result<()> {
+        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+        Ok(fallocate(&file, FallocateFlags::empty(), 0, BYTES.cast_signed())?)
+    };
+    if !path.exists()
+        && let Err(error) = make()
+    {
+        tracing::debug!(%error, "no reserve of space");
+        // A part of it would be no use.
+        let _ = std::fs::remove_file(&path);
+    }
+}
+
+/// Frees the reserve if the filesystem is full; returns whether that made room.
+pub fn give_up(store: &Path) -> bool {
+    let Ok(host) = nix::sys::statvfs::statvfs(store) else { return false };
+    // The blocks that only root may use are room for root.
+    let blocks =
+        if nix::unistd::geteuid().is_root() { host.blocks_free() } else { host.blocks_available() };
+    let free = blocks.saturating_mul(host.fragment_size());
+    free < FULL_BELOW && std::fs::remove_file(file_of(store)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn the_reserve_takes_space_and_stays_while_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path());
+        make(dir.path());
+        let kept = std::fs::metadata(file_of(dir.path())).unwrap();
+        assert_eq!(kept.len(), BYTES);
+        assert!(kept.blocks() * 512 >= BYTES, "{} blocks", kept.blocks());
+        assert!(!give_up(dir.path()));
+        assert!(file_of(dir.path()).exists());
+    }
+}
