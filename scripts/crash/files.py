@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,10 +70,6 @@ class Worker:
             found.append(f"the recorder itself failed: {tail(self.errors, 6)}")
         return found
 
-    def forget(self) -> None:
-        self.log.unlink()
-        self.errors.unlink()
-
 
 @dataclass
 class Child:
@@ -97,6 +94,8 @@ class FileCampaign:
         self.generation = 0
         self.operations = self.forks = self.interrupted_forks = 0
         self.workers: list = []
+        #: Logs since the branch was made: a bug may need more than one round.
+        self.history: list = []
         sandbox.on_exit(self.end_workers)
 
     def facts(self) -> dict:
@@ -111,6 +110,10 @@ class FileCampaign:
         """A new, empty branch; what a failed round left is not built upon."""
         self.generation += 1
         self.kept = {}
+        for log, errors in self.history:
+            log.unlink()
+            errors.unlink()
+        self.history = []
         self.current = f"main-{self.generation}"
         self.cowfs("branch", "create", self.current, "--empty")
 
@@ -119,10 +122,21 @@ class FileCampaign:
             self.begin_anew()
         try:
             return self._round(number)
-        except BaseException:
+        except BaseException as error:
             self.current = ""
+            self.history += [(worker.log, worker.errors) for worker in self.workers]
             self._abandon()
+            self._keep_logs(number, error)
             raise
+
+    def _keep_logs(self, number: int, error: BaseException) -> None:
+        """What the recorders did since the branch was made, below $COWFS_KEEP_LOGS."""
+        if os.environ.get("COWFS_KEEP_LOGS"):
+            kept = Path(os.environ["COWFS_KEEP_LOGS"]) / f"{self.sandbox.base.name}-round-{number}"
+            kept.mkdir(parents=True, exist_ok=True)
+            for log, _ in self.history:
+                shutil.copy(log, kept)
+            (kept / "finding").write_text(f"{error}\n")
 
     def _abandon(self) -> None:
         """Takes everything down, whatever state a failed round left it in."""
@@ -158,8 +172,7 @@ class FileCampaign:
             wrong += self._compare_child(child)
         wrong += self._old_child_unchanged()
         check(not wrong, f"{len(wrong)} findings:\n    " + "\n    ".join(wrong[:10]))
-        for worker in self.workers:
-            worker.forget()
+        self.history += [(worker.log, worker.errors) for worker in self.workers]
         self.workers = []
         self._turn_over(number, child)
         fork = "no fork" if child is None else f"fork {'cut short' if child.interrupted else 'done'}"

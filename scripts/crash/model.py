@@ -271,13 +271,13 @@ def judge_file(file: File, entry: Found) -> list:
 
 
 def _sector_of_none(got: bytes, may: list):
-    """Where the first sector begins that no acceptable version of the page has."""
+    """Where, in the first sector that no acceptable version of the page has, it leaves the last version."""
     if any(got == m[:len(got)] for m in may):
         return None
     for at in range(0, len(got), SECTOR):
         sector = got[at:at + SECTOR]
         if not any(sector == m[at:at + len(sector)] for m in may):
-            return at
+            return at + next(i for i, byte in enumerate(sector) if byte != may[0][at + i])
     return None
 
 
