@@ -163,7 +163,7 @@ class FileCampaign:
         for worker in self.workers:
             entries = worker.entries()
             operations += sum(1 for _, entry in entries if entry[1] == "ok")
-            worker.model.replay(entries)
+            worker.model.replay(entries, complete_until=worker.struck_at)
         self.operations += operations
         self.crash.recover(self.cowfs)
         self._check_store()

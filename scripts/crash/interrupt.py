@@ -105,7 +105,8 @@ class Interruptions:
         there = self._exists(name)
         check(there or cut, f"{target} had returned and the branch is not there")
         if not there:
-            self.cowfs("branch", "create", name, "--from", "kept")  # the name is free
+            # The name is free; or the serving process has finished what the killed command had asked for.
+            self.cowfs("branch", "create", name, "--from", "kept", "--if-not-exists")
         self._whole(name, self.digest, target)
         self.cowfs("branch", "delete", name)
         return f"{'killed' if cut else 'finished'}, {'there' if there else 'not there'}"

@@ -86,18 +86,20 @@ class Model:
 
     # ---- replay
 
-    def replay(self, entries: list, settle_until: int | None = None) -> None:
+    def replay(self, entries: list, settle_until: int | None = None, complete_until: int | None = None) -> None:
         """Applies log entries. Acknowledgements after position `settle_until` make nothing certain:
-        they may have come after the instant that is to be judged."""
+        they may have come after the instant that is to be judged. Those after `complete_until` make certain only
+        what they synced: the close of a file may succeed in the kernel while the serving process dies."""
         for position, (number, what, *rest) in entries:
             certain = settle_until is None or position <= settle_until
+            completed = certain and (complete_until is None or position <= complete_until)
             if what == "ok":
-                self._acknowledge(self._pending.pop(number), rest, certain)
+                self._acknowledge(self._pending.pop(number), rest, certain, completed)
             elif what not in ("error", "mismatch"):
                 self._pending[number] = (what, rest)
                 getattr(self, f"_begin_{what}")(*rest)
 
-    def _acknowledge(self, operation: tuple, result: list, certain: bool) -> None:
+    def _acknowledge(self, operation: tuple, result: list, certain: bool, completed: bool) -> None:
         what, arguments = operation
         if what == "create":
             # Known from now on whatever is certain about it: later entries name it by number.
@@ -105,13 +107,13 @@ class Model:
             self.files[result[0]] = File()
         if not certain:
             return
-        touched = self._touched(what, arguments, result)
-        if self.everything_completed:
+        if self.everything_completed and completed:
+            touched = self._touched(what, arguments, result)
             for name in touched[0]:
                 self._settle_name(name)
             for ino in touched[1]:
                 self.files[ino].settle()
-        elif what == "syncdir":
+        if what == "syncdir":
             for name in [n for n in self.names if n.split("/")[0] == arguments[0]]:
                 self._settle_name(name)
         elif what == "fsync":

@@ -137,7 +137,7 @@ class MariaDb(Forkable):
              "--auth-root-authentication-method=normal"])
         server = self._start(data, "first")
         try:
-            self._sql("first", "CREATE DATABASE t; CREATE TABLE t.rows (n INT PRIMARY KEY, filler TEXT) ENGINE=InnoDB")
+            self._sql("first", "CREATE DATABASE t; CREATE TABLE t.ledger (n INT PRIMARY KEY, filler TEXT) ENGINE=InnoDB")
             committed = self._load(results)
         finally:
             server.kill()
@@ -193,7 +193,7 @@ class MariaDb(Forkable):
         try:
             while True:
                 row += 1
-                client.stdin.write(f"INSERT INTO rows VALUES ({row}, repeat('{row}-', 100)); SELECT {row};\n")
+                client.stdin.write(f"INSERT INTO ledger VALUES ({row}, repeat('{row}-', 100)); SELECT {row};\n")
                 client.stdin.flush()
         except OSError:
             pass  # the client was ended
@@ -202,8 +202,8 @@ class MariaDb(Forkable):
         try:
             server = self._start(data, label)
             try:
-                count, highest = self._sql(label, "SELECT count(*), coalesce(max(n), 0) FROM t.rows").split()
-                checked = self._sql(label, "CHECK TABLE t.rows EXTENDED")
+                count, highest = self._sql(label, "SELECT count(*), coalesce(max(n), 0) FROM t.ledger").split()
+                checked = self._sql(label, "CHECK TABLE t.ledger EXTENDED")
                 check("status\tOK" in checked, f"CHECK TABLE: {checked}")
                 check(count == highest and int(highest) >= committed > 0, f"{count} rows up to {highest}, {committed} committed")
             finally:

@@ -51,10 +51,11 @@ class Places:
             return where
         if place == FORK:
             self.cowfs("branch", "create", slug, "--from", f"{suite}-{BRANCH}")
+            self.cowfs.mount(slug, where)
         else:
             self.cowfs("branch", "create", slug, "--empty")
-        self.cowfs.mount(slug, where)
-        where.chmod(0o755)
+            self.cowfs.mount(slug, where)
+            where.chmod(0o755)
         return where
 
     def branch_of(self, suite: str, place: str) -> str:
