@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crash.hostfs import drop_mounts, kill_and_wait
+from crash.hostfs import drop_mounts, kill_and_wait, remove_all_branches
 from crash.model import Model, read_tree
 from crash.oplog import read_log
 from harness import Cowfs, Failure, Sandbox, check, tail
@@ -109,6 +109,7 @@ class FileCampaign:
     def begin_anew(self) -> None:
         """A new, empty branch; what a failed round left is not built upon."""
         self.generation += 1
+        remove_all_branches(self.cowfs)
         self.kept = {}
         for log, errors in self.history:
             log.unlink()

@@ -116,6 +116,13 @@ def drop_mounts(cowfs: Cowfs) -> None:
         del cowfs.mounts[branch]
 
 
+def remove_all_branches(cowfs: Cowfs) -> None:
+    """Makes room: what failed rounds left, children before their parents."""
+    for branch in reversed(cowfs.json("branch", "list")):
+        cowfs("branch", "delete", branch["name"])
+    cowfs("gc")
+
+
 class PowerCut:
     """The crash that loses what was not synced."""
 

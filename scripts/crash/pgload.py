@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from crash.hostfs import drop_mounts, kill_and_wait
+from crash.hostfs import drop_mounts, kill_and_wait, remove_all_branches
 from harness import Cluster, Cowfs, Failure, Postgres, Sandbox, check, give_to_postgres, newest_first
 from ledger import LEDGER, RESTLESS, Recorder, check_ledger
 
@@ -118,6 +118,7 @@ class PostgresCampaign:
 
     def begin_anew(self) -> None:
         self.generation += 1
+        remove_all_branches(self.cowfs)
         branch = f"pg-{self.generation}"
         top = self.sandbox.directory(f"m-{branch}")
         self.cowfs("branch", "create", branch, "--empty")
@@ -228,6 +229,7 @@ class PostgresCampaign:
         over.cluster.stop()
         self.cowfs.unmount(over.branch)
         self.cowfs("branch", "delete", over.branch)
+        self.cowfs("gc")
         self.servers.remove(over)
         self.parent = self.servers[0]
         return recorded
