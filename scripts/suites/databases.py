@@ -49,6 +49,12 @@ class Follower(threading.Thread):
             if line.strip().isdigit():
                 self.last = int(line)
 
+    def wait_for_first(self) -> None:
+        deadline = time.monotonic() + 60
+        while self.last == 0:
+            check(time.monotonic() < deadline and self.process.poll() is None, "the writer commits nothing")
+            time.sleep(0.02)
+
     def kill(self) -> int:
         """Ends it and gives the last row that it had seen committed."""
         self.process.kill()
@@ -99,6 +105,7 @@ class Sqlite(Forkable):
         file = f"{journal}.db"
         writer = Follower([sys.executable, "-c", SQLITE_WRITER, top / file, journal])
         try:
+            writer.wait_for_first()
             for number in range(self.forks):
                 time.sleep(self.seconds / self.forks)
                 check(writer.process.poll() is None, "the writer ended by itself")
@@ -179,6 +186,7 @@ class MariaDb(Forkable):
         follower = Follower(argv, stdin=subprocess.PIPE)
         feeder = threading.Thread(target=self._feed, args=(follower.process,), daemon=True)
         feeder.start()
+        follower.wait_for_first()
         for number in range(self.forks):
             time.sleep(self.seconds / self.forks)
             committed = follower.last
