@@ -233,6 +233,13 @@ impl Store {
         retry_while_busy(patience, || self.lock_branch(id))
     }
 
+    /// The right to start or stop the Postgres of a branch; waits up to `patience` while somebody
+    /// has it.
+    pub fn lock_postgres(&self, id: BranchId, patience: Duration) -> Result<FileLock, LockError> {
+        let path = self.run_dir().join(format!("{id}.pg.lock"));
+        retry_while_busy(patience, || FileLock::acquire(&path))
+    }
+
     /// The lock that whoever imports into `layer` holds.
     pub fn lock_import(&self, layer: LayerId) -> Result<FileLock, LockError> {
         FileLock::acquire(&self.import_lock_path(layer))

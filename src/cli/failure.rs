@@ -3,6 +3,7 @@
 use crate::branch::BranchError;
 use crate::catalog::{CatalogError, LockError, StoreError};
 use crate::import::ImportError;
+use crate::postgres::PostgresError;
 use crate::serve::Failure;
 
 pub(super) fn of_store(error: &StoreError) -> Failure {
@@ -51,6 +52,15 @@ pub(super) fn of_lock(branch: &str, error: &LockError) -> Failure {
 pub(super) fn of_import(error: &ImportError) -> Failure {
     let failure = Failure::caused("import", error);
     match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// `branch` is the name for commands in hints.
+pub(super) fn of_postgres(branch: &str, error: &PostgresError) -> Failure {
+    let failure = Failure::caused(error.kind(), error).exit(error.exit_code());
+    match error.hint(branch) {
         Some(hint) => failure.hint(hint),
         None => failure,
     }

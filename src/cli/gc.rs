@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::{failure, output};
 use crate::catalog::{CatalogError, FileLock, LayerRow, LayerState, LockError, Store, reserve};
 use crate::format::{BranchId, LayerId};
+use crate::postgres::instance::Files;
 use crate::serve::Failure;
 
 /// A directory without a row may belong to a branch that is being created: only old ones go while
@@ -270,6 +271,7 @@ fn remove_run_files(store: &Store) -> Result<(), CatalogError> {
         for suffix in ["sock", "json", "json.new"] {
             let _ = std::fs::remove_file(store.run_dir().join(format!("{id}.{suffix}")));
         }
+        Files::new(store.run_dir(), id.0).remove_all();
         let _ = lock.remove();
     }
     Ok(())

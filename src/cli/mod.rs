@@ -12,6 +12,7 @@ mod import;
 mod init;
 mod mount;
 mod output;
+mod postgres;
 mod status;
 mod unmount;
 
@@ -32,9 +33,10 @@ use crate::serve::Failure;
 #[command(after_help = "Examples:
   cowfs init
   cowfs import /var/lib/postgresql/15/main --as main
-  cowfs mount main /mnt/main
-  cowfs branch create test --from main
-  cowfs status")]
+  cowfs start main
+  cowfs fork main experiment
+  cowfs psql experiment
+  cowfs try main -- ./migrate up")]
 pub struct Cli {
     /// Directory of the store [default: /var/lib/cowfs for root, else below the user's data directory]
     #[arg(long, global = true, env = "COWFS_STORE", value_name = "DIR")]
@@ -63,6 +65,26 @@ enum Command {
     Unmount(unmount::UnmountArgs),
     /// Show what is mounted where, and how it is doing
     Status(status::StatusArgs),
+    /// Start Postgres on a branch; mounts it if need be
+    Start(postgres::start::StartArgs),
+    /// Stop the Postgres of a branch
+    Stop(postgres::stop::StopArgs),
+    /// Stop and start again in the same way
+    Restart(postgres::restart::RestartArgs),
+    /// Fork a branch and start Postgres on the child
+    Fork(postgres::fork::ForkArgs),
+    /// Run a command on a child that is thrown away
+    Try(postgres::throwaway::TryArgs),
+    /// Run a command with the variables of a branch
+    Run(postgres::run::RunArgs),
+    /// Open psql on a branch
+    Psql(postgres::psql::PsqlArgs),
+    /// Print how to reach the Postgres of a branch
+    Url(postgres::url::UrlArgs),
+    /// Print the variables of a branch for a shell
+    Env(postgres::env::EnvArgs),
+    /// Show the log of the Postgres of a branch
+    Logs(postgres::logs::LogsArgs),
     /// Free what no branch reaches any more
     Gc(gc::GcArgs),
     /// Verify the store: catalog, checksums, ownership against data files
@@ -148,6 +170,16 @@ impl Cli {
             Command::Unmount(args) => unmount::run(args, &self.open_store()?),
             Command::Status(args) => status::run(args, &self.open_store()?),
             Command::Gc(args) => self.with_room(|| gc::run(args, &self.open_store()?)),
+            Command::Start(args) => postgres::start::run(args, &self.open_store()?),
+            Command::Stop(args) => postgres::stop::run(args, &self.open_store()?),
+            Command::Restart(args) => postgres::restart::run(args, &self.open_store()?),
+            Command::Fork(args) => postgres::fork::run(args, self.open_store()?),
+            Command::Try(args) => postgres::throwaway::run(args, self.open_store()?),
+            Command::Run(args) => postgres::run::run(args, &self.open_store()?),
+            Command::Psql(args) => postgres::psql::run(args, &self.open_store()?),
+            Command::Url(args) => postgres::url::run(args, &self.open_store()?),
+            Command::Env(args) => postgres::env::run(args, &self.open_store()?),
+            Command::Logs(args) => postgres::logs::run(args, &self.open_store()?),
             Command::Check(args) => check::run(args, &self.open_store()?),
             Command::Completions(args) => Ok(completions::run(args)),
             Command::Man(args) => completions::run_man(args),

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`; `None` where the kernel answers ENXIO.
 pub fn seek(fd: BorrowedFd<'_>, offset: u64, whence: i32) -> io::Result<Option<u64>> {
@@ -97,4 +99,65 @@ pub fn set_io_flusher() -> io::Result<()> {
     // SAFETY: takes no pointers and changes only flags of the calling thread.
     let done = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1_u64, 0_u64, 0_u64, 0_u64) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The user that a process is to run as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// User id.
+    pub uid: libc::uid_t,
+    /// Primary group.
+    pub gid: libc::gid_t,
+    /// Supplementary groups.
+    pub groups: Vec<libc::gid_t>,
+}
+
+/// Has `command` run with `credentials`, if given, and in a session of its own if `detached`: out
+/// of reach of the terminal's signals. A detached process creates files for its user alone.
+pub fn prepare_process(command: &mut Command, credentials: Option<Credentials>, detached: bool) {
+    let prepare = move || {
+        if let Some(credentials) = &credentials {
+            become_user(credentials)?;
+        }
+        if detached {
+            // SAFETY: both take no pointers and are safe between fork and exec. setsid fails only
+            // for the leader of a process group, which a new process is not.
+            unsafe {
+                libc::setsid();
+                libc::umask(0o077);
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec nothing is allocated or locked, only system calls are made;
+    // the closure owns what it reads.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+/// Changes the ids of this process for good, groups first: afterwards it may not any more.
+fn become_user(credentials: &Credentials) -> io::Result<()> {
+    let Credentials { uid, gid, groups } = credentials;
+    // SAFETY: the list of groups is valid for its length; the other calls take no pointers.
+    let done = unsafe {
+        libc::setgroups(groups.len(), groups.as_ptr()) == 0
+            && libc::setresgid(*gid, *gid, *gid) == 0
+            && libc::setresuid(*uid, *uid, *uid) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Changes the effective user and group of the calling thread alone.
+///
+/// Linux keeps ids per thread; the wrappers of libc change those of all, so they are passed by.
+/// For a thread that does one thing as somebody else and then ends.
+pub fn become_user_in_this_thread(uid: libc::uid_t, gid: libc::gid_t) -> io::Result<()> {
+    const KEEP: libc::c_long = -1;
+    // SAFETY: both calls take ids only.
+    let done = unsafe {
+        libc::syscall(libc::SYS_setresgid, KEEP, libc::c_long::from(gid), KEEP) == 0
+            && libc::syscall(libc::SYS_setresuid, KEEP, libc::c_long::from(uid), KEEP) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

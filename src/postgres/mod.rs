@@ -1,14 +1,30 @@
-//! What cowfs knows about Postgres: the facts of a data directory, its control file, the settings
-//! that matter to us, and the files that must not follow a fork or an import.
+//! What cowfs knows about Postgres: the facts of a data directory ([`probe`], [`control_file`],
+//! [`config`]), the files that must not follow a fork ([`hygiene`]), and how to run a server on a
+//! data directory: its binaries ([`locate`]), its user ([`owner`]), the settings that keep a branch
+//! from acting in its parent's name ([`settings`]), start and stop ([`launch`], [`postmaster`]).
 //!
-//! Nothing here runs Postgres or changes a data directory.
+//! Nothing here knows of branches' layers or of mounts: it is given directories.
 
+pub mod client;
 pub mod config;
+pub mod connection;
 pub mod control_file;
+pub mod error;
 pub mod hygiene;
+pub mod instance;
+pub mod launch;
+pub mod locate;
+pub mod owner;
+pub mod port;
+pub mod postmaster;
 pub mod probe;
+pub mod process;
+pub mod runtime_dir;
+pub mod settings;
+pub mod slots;
 
 pub use control_file::{ControlFile, ControlFileError, DbState};
+pub use error::PostgresError;
 pub use probe::{DataDirectory, ProbeError};
 
 use std::io::{self, Read};

@@ -313,6 +313,15 @@ impl UnmountError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::InUse { holders, .. }
+                if holders.processes.iter().any(|holder| holder.command == "postgres") =>
+            {
+                Some(
+                    "`cowfs stop BRANCH` stops the Postgres on it; --lazy detaches the mount, and \
+                     its users go on until they close their files"
+                        .to_owned(),
+                )
+            }
             Self::InUse { .. } => Some(
                 "end these processes, or detach the mount with --lazy: they go on until they \
                  close their files"

@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
+use super::super::postgres::{reach, stop};
 use super::super::{command_line, failure, output};
 use crate::catalog::{BranchLock, BranchName, BranchRow, LockError, Store};
+use crate::postgres::postmaster::StopMode;
+use crate::postgres::runtime_dir::RuntimeDir;
 use crate::serve::Failure;
 use crate::serve::unmount::{self, Target};
 
+/// How long `--force` waits for Postgres to end; its data goes, so it is stopped at once.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
 /// How long `--force` waits for the serving process to end.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -16,7 +21,7 @@ const UNMOUNT_PATIENCE: Duration = Duration::from_secs(300);
 pub(in crate::cli) struct DeleteArgs {
     /// The branch
     name: BranchName,
-    /// Unmount it first if it is mounted, whoever uses it
+    /// Stop its Postgres and unmount it first, whoever uses it
     #[arg(long)]
     force: bool,
     /// Only say what would happen
@@ -36,14 +41,33 @@ pub(super) fn run(args: &DeleteArgs, store: &Store) -> Result<u8, Failure> {
         output::print(&format!("Would delete branch {}{kept}\n", args.name));
         return Ok(0);
     }
-    let lock = lock(args, store, &row)?;
+    delete(store, &row, args.force)?;
+    output::print(&format!("Deleted branch {}{kept}\n", args.name));
+    Ok(0)
+}
+
+/// Deletes a branch that nobody uses; with `force` whoever uses it has to go.
+pub(in crate::cli) fn delete(store: &Store, row: &BranchRow, force: bool) -> Result<(), Failure> {
+    if let Some(server) = reach::find(store, row) {
+        if !force {
+            let (name, pid) = (&row.name, server.process.pid);
+            let text = format!("Postgres runs on branch {name} (process {pid})");
+            return Err(Failure::new("running", text).hint(format!(
+                "`cowfs stop {name}` first, or delete it with --force, which does so"
+            )));
+        }
+        let how = stop::How { mode: StopMode::Immediate, timeout: STOP_PATIENCE, unmount: false };
+        stop::stop(store, row, how)?;
+    }
+    let lock = lock(force, store, row)?;
     let uid = nix::unistd::getuid().as_raw();
     let deleted = store.catalog.delete_branch(row.id, uid, &command_line());
     deleted.map_err(|error| failure::of_catalog(&error))?;
+    reach::files(store, row).remove_all();
+    RuntimeDir::of_branch(&store.root, row.id.0).remove();
     // Nothing is left to lock; a file that stays is removed by gc.
     let _ = lock.remove();
-    output::print(&format!("Deleted branch {}{kept}\n", args.name));
-    Ok(0)
+    Ok(())
 }
 
 fn require(store: &Store, name: &BranchName) -> Result<BranchRow, Failure> {
@@ -55,12 +79,12 @@ fn children(store: &Store, row: &BranchRow) -> Result<Vec<BranchName>, Failure> 
     Ok(all.into_iter().filter(|b| b.parent == Some(row.id)).map(|b| b.name).collect())
 }
 
-fn lock(args: &DeleteArgs, store: &Store, row: &BranchRow) -> Result<BranchLock, Failure> {
+fn lock(force: bool, store: &Store, row: &BranchRow) -> Result<BranchLock, Failure> {
     match store.lock_branch(row.id) {
         Ok(lock) => return Ok(lock),
         Err(error @ LockError::Io { .. }) => return Err(Failure::caused("lock", &error)),
-        Err(error @ LockError::Busy { .. }) if !args.force => {
-            let name = &args.name;
+        Err(error @ LockError::Busy { .. }) if !force => {
+            let name = &row.name;
             return Err(Failure::new("busy", format!("branch {name} is mounted or {error}")).hint(
                 format!("`cowfs unmount {name}` first, or delete it with --force, which does so"),
             ));
@@ -71,5 +95,5 @@ fn lock(args: &DeleteArgs, store: &Store, row: &BranchRow) -> Result<BranchLock,
     unmount::unmount(store, &target, true, UNMOUNT_PATIENCE).map_err(|error| error.to_failure())?;
     store
         .lock_branch_waiting(row.id, UNMOUNT_PATIENCE)
-        .map_err(|error| failure::of_lock(args.name.as_str(), &error))
+        .map_err(|error| failure::of_lock(row.name.as_str(), &error))
 }

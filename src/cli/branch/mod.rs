@@ -1,7 +1,7 @@
 //! `cowfs branch …`.
 
-mod create;
-mod delete;
+pub(super) mod create;
+pub(super) mod delete;
 mod list;
 mod rename;
 mod show;

@@ -2,9 +2,11 @@
 
 use std::fmt::Write;
 
+use super::super::postgres::reach::{self, Server};
 use super::super::{failure, output};
 use crate::catalog::{BranchName, BranchRow, FileLock, LayerRow, Store};
 use crate::format::BranchId;
+use crate::postgres::settings::Setting;
 use crate::serve::Failure;
 use crate::serve::run_file::RunFile;
 
@@ -29,6 +31,8 @@ struct Shown {
     in_use: bool,
     /// Where a process serves it; none if it is in use otherwise, or not at all.
     mounted: Option<Mounted>,
+    /// The Postgres that runs on it.
+    postgres: Option<ShownServer>,
     /// Sealed layers below the open one.
     depth: u32,
     /// Bytes on disk of the open layer, which only this branch has.
@@ -42,6 +46,20 @@ struct Mounted {
     pid: u32,
     since: String,
     read_only: bool,
+}
+
+#[derive(serde::Serialize)]
+struct ShownServer {
+    pid: i32,
+    port: u16,
+    url: String,
+    /// Whether `cowfs start` started it.
+    started_by_cowfs: bool,
+    since: Option<String>,
+    /// What differs from the configuration files; empty if others started it.
+    changed: Vec<Setting>,
+    /// The parent's replication slots that were removed.
+    removed_slots: Vec<String>,
 }
 
 #[derive(serde::Serialize)]
@@ -72,6 +90,7 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
         None => None,
     };
     let in_use = FileLock::is_held(&store.branch_lock_path(row.id)).unwrap_or(false);
+    let postgres = in_use.then(|| reach::find(store, &row)).flatten().map(shown_server);
     let layers: Vec<ShownLayer> = chain.iter().map(|layer| show_layer(store, layer)).collect();
     Ok(Shown {
         id: row.id,
@@ -82,6 +101,7 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
         in_use,
         // A run file without the lock is left over from a process that was killed.
         mounted: in_use.then(|| mounted(store, row.id)).flatten(),
+        postgres,
         depth: chain.first().map_or(0, |layer| layer.depth),
         own_bytes: layers.first().map_or(0, |layer| layer.bytes),
         layers,
@@ -97,6 +117,35 @@ fn mounted(store: &Store, id: BranchId) -> Option<Mounted> {
         since: output::time(run.since_ms),
         read_only: run.read_only,
     })
+}
+
+fn shown_server(server: Server) -> ShownServer {
+    let instance = server.instance.as_ref();
+    ShownServer {
+        pid: server.process.pid,
+        port: server.connection.port,
+        url: server.connection.uri(),
+        started_by_cowfs: instance.is_some(),
+        since: instance.map(|instance| output::time(instance.since_ms)),
+        changed: instance.map(|instance| instance.settings.clone()).unwrap_or_default(),
+        removed_slots: instance.map(|i| i.removed_slots.clone()).unwrap_or_default(),
+    }
+}
+
+fn describe_server(server: &ShownServer, text: &mut String) {
+    let _ = writeln!(text, "  postgres {} (process {})", server.url, server.pid);
+    if !server.started_by_cowfs {
+        let _ = writeln!(text, "           not started by cowfs: as it is configured");
+    }
+    for setting in &server.changed {
+        let guard =
+            setting.guard.map_or(String::new(), |guard| format!("  (--keep {})", guard.name()));
+        let _ = writeln!(text, "           {} = '{}'{guard}", setting.name, setting.value);
+    }
+    if !server.removed_slots.is_empty() {
+        let names = server.removed_slots.join(", ");
+        let _ = writeln!(text, "           slots of the parent removed: {names}");
+    }
 }
 
 fn show_layer(store: &Store, layer: &LayerRow) -> ShownLayer {
@@ -122,6 +171,9 @@ fn describe(shown: &Shown) -> String {
     let _ = writeln!(text, "  origin   {}", shown.origin);
     let _ = writeln!(text, "  created  {} by user {}", shown.created, shown.created_by);
     let _ = writeln!(text, "  in use   {in_use}");
+    if let Some(server) = &shown.postgres {
+        describe_server(server, &mut text);
+    }
     let _ = writeln!(text, "  own      {}", output::bytes(shown.own_bytes));
     let _ = writeln!(text, "  layers   (newest first)");
     for layer in &shown.layers {
