@@ -64,14 +64,15 @@ impl Connection {
 
     /// One `NAME=value` per line, as in a `.env` file.
     pub fn dotenv(&self) -> String {
-        self.variables().iter().map(|(name, value)| format!("{name}={value}\n")).collect()
+        let line = |(name, value): &(&str, String)| format!("{name}={value}\n");
+        self.variables().iter().map(line).collect::<Vec<_>>().concat()
     }
 
     /// One `export NAME='value'` per line, for `eval` in a shell.
     pub fn exports(&self) -> String {
         let quoted = |value: &str| value.replace('\'', "'\\''");
         let line = |(name, value): &(&str, String)| format!("export {name}='{}'\n", quoted(value));
-        self.variables().iter().map(line).collect()
+        self.variables().iter().map(line).collect::<Vec<_>>().concat()
     }
 }
 

@@ -90,7 +90,8 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
         None => None,
     };
     let in_use = FileLock::is_held(&store.branch_lock_path(row.id)).unwrap_or(false);
-    let postgres = in_use.then(|| reach::find(store, &row)).flatten().map(shown_server);
+    let postgres =
+        in_use.then(|| reach::find(store, &row)).flatten().map(|server| shown_server(&server));
     let layers: Vec<ShownLayer> = chain.iter().map(|layer| show_layer(store, layer)).collect();
     Ok(Shown {
         id: row.id,
@@ -119,7 +120,7 @@ fn mounted(store: &Store, id: BranchId) -> Option<Mounted> {
     })
 }
 
-fn shown_server(server: Server) -> ShownServer {
+fn shown_server(server: &Server) -> ShownServer {
     let instance = server.instance.as_ref();
     ShownServer {
         pid: server.process.pid,

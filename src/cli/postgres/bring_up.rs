@@ -169,7 +169,10 @@ impl BringUp<'_> {
                     Some(dir) if failure.kind == "already_mounted" => {
                         Ok(Place { ours: ours(&dir), dir, fresh: false })
                     }
-                    _ => Err(failure),
+                    _ => {
+                        runtime.remove();
+                        Err(failure)
+                    }
                 }
             }
         }
@@ -194,7 +197,7 @@ impl BringUp<'_> {
         let removed_slots = self.settle_slots(place, &plan)?;
         let durable = place.fresh && self.make_durable();
         let begin = Instant::now();
-        let instance = self.launch(place, &plan, durable, removed_slots)?;
+        let instance = self.launch(place, &plan, durable, &removed_slots)?;
         if plan.signals.any() && !plan.kept.keeps(Guard::Recovery) {
             let standby = plan.signals.standby;
             launch::promote(dir, &instance.process, &plan.owner, standby, self.timeout)?;
@@ -319,7 +322,7 @@ impl BringUp<'_> {
         place: &Place,
         plan: &Plan,
         durable: bool,
-        removed_slots: Vec<String>,
+        removed_slots: &[String],
     ) -> Result<Instance, PostgresError> {
         let files = reach::files(self.store, self.row);
         let (own_config_file, log) = (self.runtime_dir().config_file(), files.log());
@@ -337,7 +340,7 @@ impl BringUp<'_> {
         let mut port = self.wishes.port.map_or_else(|| port::choose(seed), port::require)?;
         for _ in 0..PORTS_TRIED_MAX {
             let mut launched = launch.spawn(port)?;
-            let instance = self.record(place, plan, &launched, port, &removed_slots)?;
+            let instance = self.record(place, plan, &launched, port, removed_slots)?;
             let error = match launched.wait(&place.dir, self.timeout, self.interrupted) {
                 Ok(_) => return Ok(instance),
                 // It is found by the next start, or by a stop.

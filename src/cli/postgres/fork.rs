@@ -1,5 +1,6 @@
 //! `cowfs fork`: a branch and a server on it, in one go.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use super::reach;
 use super::start::{ServerArgs, milliseconds};
 use crate::branch::fork::Requester;
 use crate::catalog::{BranchName, BranchRow, Store};
+use crate::postgres::instance::Wishes;
 use crate::serve::Failure;
 
 /// Arguments of `cowfs fork`.
@@ -87,7 +89,7 @@ fn us(since: Instant) -> u64 {
 pub(super) fn fork(store: &Arc<Store>, request: &ForkRequest<'_>) -> Result<ForkOutcome, Failure> {
     let begin = Instant::now();
     let mut steps = Steps::default();
-    let wishes = request.server.wishes()?;
+    let wishes = wishes(store, request)?;
     if request.checkpoint {
         let server = reach::require_server(store, request.parent).map_err(|failure| {
             failure.hint("--checkpoint asks the parent's Postgres; leave it away if none runs")
@@ -110,6 +112,22 @@ pub(super) fn fork(store: &Arc<Store>, request: &ForkRequest<'_>) -> Result<Fork
         (up, steps)
     });
     Ok(ForkOutcome { row, up })
+}
+
+/// What was asked for; where the programs are and whom to connect as, like the parent's server
+/// unless it was said.
+fn wishes(store: &Store, request: &ForkRequest<'_>) -> Result<Wishes, Failure> {
+    let mut wishes = request.server.wishes()?;
+    let parent = reach::require(store, request.parent)?;
+    if let Some(like) = reach::files(store, &parent).read() {
+        // A file in the parent's data directory is one of the parent's.
+        let elsewhere = |path: &PathBuf| !path.starts_with(&like.data_dir);
+        wishes.pg_bin = wishes.pg_bin.or(like.wishes.pg_bin);
+        wishes.config_file = wishes.config_file.or(like.wishes.config_file.filter(elsewhere));
+        wishes.user = wishes.user.or(like.wishes.user);
+        wishes.database = wishes.database.or(like.wishes.database);
+    }
+    Ok(wishes)
 }
 
 pub(in crate::cli) fn run(args: &ForkArgs, store: Store) -> Result<u8, Failure> {
