@@ -419,3 +419,33 @@ fn mount_a_crashed_backend_is_recovered_from() {
     assert_eq!(scene.postmaster("main"), postmaster);
     assert_eq!(scene.setting("main", "recovery_init_sync_method"), "fsync");
 }
+
+#[test]
+fn mount_a_server_is_imported_while_it_runs() {
+    let Some(scene) = Scene::with_cluster("") else { return };
+    scene.run(&["start", "main"]).ok();
+    scene.sql("main", "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
+    scene.sql("main", "ALTER ROLE postgres PASSWORD 'secret'");
+    let url = scene.run(&["url", "main"]).ok();
+    let secret = url.replacen("postgres@", "postgres:secret@", 1);
+
+    scene.run(&["import", "--from-server", &secret, "--as", "copy"]).ok();
+    assert!(!scene.run(&["branch", "show", "copy"]).ok().contains("secret"));
+    scene.run(&["start", "copy"]).ok();
+    assert_eq!(scene.sql("copy", "SELECT count(*) FROM t"), "1000");
+    assert_eq!(scene.sql("copy", "SELECT pg_is_in_recovery()"), "f");
+
+    scene.run(&["import", "--from-server", &secret, "--standby", "--as", "replica"]).ok();
+    scene.run(&["start", "replica"]).ok();
+    scene.sql("main", "CREATE TABLE later AS SELECT 5 AS n");
+    let seen = || scene.run(&["psql", "replica", "--", "-XqAtc", "SELECT n FROM later"]);
+    wait_for("replication", || seen().out.trim() == "5");
+    scene.run(&["fork", "replica", "own"]).ok();
+    scene.sql("own", "UPDATE later SET n = 6");
+    assert_eq!(scene.sql("replica", "SELECT n, pg_is_in_recovery() FROM later"), "5|t");
+
+    let said = scene.run(&["import", "--from-server", "host=/nonexistent", "--as", "x"]).fails(1);
+    assert!(said.contains("pg_basebackup ended with exit status: 1\nHint: "), "{said}");
+    assert!(!scene.branches().contains(&"x".to_owned()), "nothing half-filled stays");
+    scene.run(&["import", "--from-server", &url, "--adopt", "/x", "--as", "x"]).fails(2);
+}

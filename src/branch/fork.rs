@@ -195,6 +195,16 @@ pub fn create_empty(
     name: BranchName,
     by: &Requester,
 ) -> Result<BranchRow, BranchError> {
+    create_from(store, name, "empty", by)
+}
+
+/// Like [`create_empty`], for a branch that is to be filled from `origin`.
+pub fn create_from(
+    store: &Arc<Store>,
+    name: BranchName,
+    origin: &str,
+    by: &Requester,
+) -> Result<BranchRow, BranchError> {
     let head = new_layer_id()?;
     let host = Host::real()?;
     let data = data_files(host.storage, store);
@@ -207,7 +217,7 @@ pub fn create_empty(
         source,
     })?;
     let new =
-        NewBranch { name, origin: "empty".to_owned(), uid: by.uid, command: by.command.clone() };
+        NewBranch { name, origin: origin.to_owned(), uid: by.uid, command: by.command.clone() };
     let row = store.catalog.create_branch(&new, NewLayer { id: head, parent: None })?;
     store.catalog.mark_layer_used(head)?;
     Ok(row)

@@ -19,17 +19,29 @@ use crate::import::{self, ImportError, ImportReport, ImportRequest, Observer};
 #[expect(clippy::doc_markdown, reason = "help texts are not Markdown")]
 #[command(after_help = "Examples:
   cowfs import /var/lib/postgresql/15/main --as main
-  cowfs import --adopt /backup/main --as main")]
+  cowfs import --adopt /backup/main --as main
+  cowfs import --from-server postgresql://replicator@db.example/ --as main
+  cowfs import --from-server postgresql://replicator@db.example/ --standby --as main")]
 pub struct ImportArgs {
     /// Data directory to copy
-    #[arg(value_name = "PGDATA", required_unless_present = "adopt", conflicts_with = "adopt")]
+    #[arg(value_name = "PGDATA", required_unless_present_any = ["adopt", "from_server"],
+          conflicts_with_all = ["adopt", "from_server"])]
     pub pgdata: Option<PathBuf>,
     /// Name of the new branch
     #[arg(long = "as", value_name = "BRANCH")]
     pub branch: BranchName,
     /// Make DIR itself the base, without a copy; nobody may change it any more
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "from_server")]
     pub adopt: Option<PathBuf>,
+    /// Take a base backup of this running server (a URL or connection string)
+    #[arg(long, value_name = "URL", conflicts_with_all = ["allow_crashed", "any", "jobs"])]
+    pub from_server: Option<String>,
+    /// Have the branch follow that server by streaming replication; its forks are promoted
+    #[arg(long, requires = "from_server")]
+    pub standby: bool,
+    /// Directory with pg_basebackup [default: the newest found]
+    #[arg(long, value_name = "DIR", requires = "from_server")]
+    pub pg_bin: Option<PathBuf>,
     /// Take a cluster that was not shut down cleanly; it recovers at its first start
     #[arg(long)]
     pub allow_crashed: bool,

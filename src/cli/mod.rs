@@ -9,6 +9,7 @@ mod completions;
 mod failure;
 mod gc;
 mod import;
+mod import_server;
 mod init;
 mod mount;
 mod output;
@@ -155,13 +156,26 @@ impl Cli {
         )
     }
 
+    fn import(&self, args: &import::ImportArgs) -> Result<(), Failure> {
+        let store = self.open_store()?;
+        let Some(url) = &args.from_server else {
+            let done = import::run(&store, args, command_line());
+            return done.map_err(|error| failure::of_import(&error));
+        };
+        let import = import_server::ServerImport {
+            url,
+            name: &args.branch,
+            standby: args.standby,
+            pg_bin: args.pg_bin.as_deref(),
+            json: args.json,
+        };
+        import_server::run(&std::sync::Arc::new(store), &import)
+    }
+
     fn run(&self) -> Result<u8, Failure> {
         match &self.command {
             Command::Init(args) => init::run(args, &self.store_dir()),
-            Command::Import(args) => {
-                let done = import::run(&self.open_store()?, args, command_line());
-                done.map(|()| 0).map_err(|error| failure::of_import(&error))
-            }
+            Command::Import(args) => self.import(args).map(|()| 0),
             Command::Branch(command) if command.makes_room() => {
                 self.with_room(|| command.run(self.open_store()?))
             }

@@ -148,16 +148,18 @@ fn become_user(credentials: &Credentials) -> io::Result<()> {
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Changes the effective user and group of the calling thread alone.
+/// Changes the effective ids and the groups of the calling thread alone.
 ///
 /// Linux keeps ids per thread; the wrappers of libc change those of all, so they are passed by.
 /// For a thread that does one thing as somebody else and then ends.
-pub fn become_user_in_this_thread(uid: libc::uid_t, gid: libc::gid_t) -> io::Result<()> {
+pub fn become_user_in_this_thread(credentials: &Credentials) -> io::Result<()> {
     const KEEP: libc::c_long = -1;
-    // SAFETY: both calls take ids only.
+    let Credentials { uid, gid, groups } = credentials;
+    // SAFETY: the list of groups is valid for its length; the other calls take ids only.
     let done = unsafe {
-        libc::syscall(libc::SYS_setresgid, KEEP, libc::c_long::from(gid), KEEP) == 0
-            && libc::syscall(libc::SYS_setresuid, KEEP, libc::c_long::from(uid), KEEP) == 0
+        libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
+            && libc::syscall(libc::SYS_setresgid, KEEP, libc::c_long::from(*gid), KEEP) == 0
+            && libc::syscall(libc::SYS_setresuid, KEEP, libc::c_long::from(*uid), KEEP) == 0
     };
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

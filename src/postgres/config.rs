@@ -179,7 +179,7 @@ mod tests {
         write("conf.d/10.conf", "a = ten\nb = ten\n");
         write("conf.d/.30.conf", "a = hidden\n");
         write("conf.d/40.txt", "a = other\n");
-        write("more.conf", "C = 'it''s'\ninclude 'main.conf'\n");
+        write("more.conf", "C = 'it''s'\n");
         write(
             "main.conf",
             "b = first\ninclude_dir = 'conf.d'\ninclude_if_exists 'none'\ninclude 'more.conf'\n",
@@ -187,6 +187,8 @@ mod tests {
         let said = Configuration::read(&dir.path().join("main.conf"));
         let values = ["a", "b", "c", "d"].map(|name| said.get(name));
         assert_eq!(values, [Some("twenty"), Some("ten"), Some("it's"), None]);
+        write("circle.conf", "a = 1\ninclude 'circle.conf'\n");
+        assert_eq!(Configuration::read(&dir.path().join("circle.conf")).get("a"), Some("1"));
         write("postgresql.auto.conf", "a = 'last'\n");
         let said = Configuration::of_server(&dir.path().join("main.conf"), dir.path());
         assert_eq!(said.get("a"), Some("last"));

@@ -36,9 +36,11 @@ pub enum PostgresError {
         /// That of the data directory.
         wanted: u32,
     },
-    /// No psql anywhere.
-    #[error("no psql found; looked in {}", list(.looked_in))]
+    /// A client program is nowhere.
+    #[error("no {name} found; looked in {}", list(.looked_in))]
     NoClient {
+        /// The program.
+        name: String,
         /// Where it was looked for.
         looked_in: Vec<PathBuf>,
     },
@@ -185,7 +187,7 @@ impl PostgresError {
             Self::NoBinaries { .. } | Self::NotABinDirectory { .. } | Self::OtherMajor { .. } => {
                 "no_binaries"
             }
-            Self::NoClient { .. } => "no_psql",
+            Self::NoClient { .. } => "no_client",
             Self::OwnedByRoot { .. } | Self::OwnedByAnother { .. } => "owner",
             Self::NoConfig { .. } | Self::ConfigMissing { .. } => "no_config",
             Self::ReservedSetting { .. } => "usage",

@@ -128,18 +128,10 @@ impl Launch<'_> {
         let mut command = self.command(port, settle.is_some());
         let stderr = log.try_clone().map_err(failed("opening the log of"))?;
         command.stdin(Stdio::null()).stdout(Stdio::from(log)).stderr(Stdio::from(stderr));
-        let mut child = command.spawn().map_err(failed("starting"))?;
-        let Some(process) = ProcessId::of(child.id().cast_signed()) else {
-            // Gone already: its log says why.
-            let status = child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
-            return Err(self.did_not_start(status, log_begin));
-        };
+        let child = command.spawn().map_err(failed("starting"))?;
+        let pid = child.id().cast_signed();
+        let process = ProcessId::of(pid).unwrap_or_else(|| ProcessId::ended(pid));
         Ok(Launched { process, child, log: self.log.to_owned(), log_begin, settle })
-    }
-
-    fn did_not_start(&self, status: String, log_begin: u64) -> PostgresError {
-        let last_words = last_words(self.log, log_begin);
-        PostgresError::DidNotStart { status, last_words, log: self.log.to_owned() }
     }
 
     fn command(&self, port: u16, own_config: bool) -> Command {
@@ -352,7 +344,7 @@ mod tests {
         }
     }
 
-    const PID_FILE: &str = "printf '%s\\n' $$ $D 1 5 /s 127.0.0.1 1 ";
+    const PID_FILE: &str = "printf \"%s\\n\" $$ $D 1 5 /s 127.0.0.1 1 ";
 
     #[test]
     fn a_server_that_ends_leaves_its_last_words() {

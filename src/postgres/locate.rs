@@ -98,15 +98,15 @@ fn parse_version(text: &str) -> Option<u32> {
     version[..digits].parse().ok()
 }
 
-/// A psql: of the server's version, else the newest of the distribution, else from PATH.
+/// A client program: from `named`, else the newest of the distribution, else from PATH.
 ///
 /// PATH comes last: what Debian has there is a wrapper that chooses among its own clusters.
-pub fn psql(binaries: Option<&Binaries>) -> Result<PathBuf, PostgresError> {
-    let own = binaries.map(|binaries| binaries.dir.clone());
+pub fn client(name: &str, named: Option<&Path>) -> Result<PathBuf, PostgresError> {
     let newest = CLIENT_MAJORS.rev().flat_map(|major| PLACES.map(|p| PathBuf::from(at(p, major))));
-    let all: Vec<PathBuf> = own.into_iter().chain(newest).chain(path_dirs()).collect();
-    let found = all.iter().map(|dir| dir.join("psql")).find(|psql| psql.is_file());
-    found.ok_or_else(|| PostgresError::NoClient { looked_in: path_dirs() })
+    let named = named.map(Path::to_owned);
+    let mut all = named.into_iter().chain(newest).chain(path_dirs()).map(|dir| dir.join(name));
+    all.find(|program| program.is_file())
+        .ok_or_else(|| PostgresError::NoClient { name: name.to_owned(), looked_in: path_dirs() })
 }
 
 /// The `postgresql.conf` of the Debian cluster whose data lay at `data_dir`, if it is there:

@@ -65,7 +65,7 @@ impl Owner {
             |source| PostgresError::Host { what: format!("becoming {}", self.name), source };
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                sys::become_user_in_this_thread(credentials.uid, credentials.gid)?;
+                sys::become_user_in_this_thread(credentials)?;
                 Ok(work())
             });
             match thread.join() {
@@ -97,8 +97,12 @@ mod tests {
         }
         let owner = Owner::may_run(Path::new("/d"), 54321, 5, Uid::from_raw(0)).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("secret"), "").unwrap();
         let secret = dir.path().join("secret");
+        std::fs::write(&secret, "").unwrap();
+        // Open to root's group, which the thread must not keep.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode;
+        std::fs::set_permissions(&secret, mode(0o660)).unwrap();
+        std::fs::set_permissions(dir.path(), mode(0o755)).unwrap();
         let (uid, seen) = owner
             .act(|| (nix::unistd::geteuid().as_raw(), std::fs::read(&secret).is_ok()))
             .unwrap();

@@ -29,6 +29,12 @@ impl ProcessId {
         Some(ProcessId { pid, start_ticks, boot: boot_id() })
     }
 
+    /// The process that had `pid` and has ended already.
+    pub fn ended(pid: i32) -> ProcessId {
+        // Nothing but the first process of a boot begins at its tick 0.
+        ProcessId { pid, start_ticks: 0, boot: boot_id() }
+    }
+
     /// Whether it still runs. A zombie does not.
     pub fn is_alive(&self) -> bool {
         start_ticks(self.pid) == Some(self.start_ticks) && boot_id() == self.boot
@@ -123,6 +129,7 @@ mod tests {
         child.wait().unwrap();
         process.signal(Signal::SIGKILL).unwrap();
         assert_eq!(ProcessId::of(pid), None);
+        assert!(!ProcessId::ended(std::process::id().cast_signed()).is_alive());
     }
 
     #[test]

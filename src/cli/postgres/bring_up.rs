@@ -100,7 +100,7 @@ pub(super) fn lock(
 }
 
 /// Unmounts a branch that a start has mounted.
-pub(super) fn unmount(store: &Store, row: &BranchRow) -> Result<(), ServeError> {
+pub(in crate::cli) fn unmount(store: &Store, row: &BranchRow) -> Result<(), ServeError> {
     let target = Target::Branch(Box::new(row.clone()));
     unmount::unmount(store, &target, false, UNDO_PATIENCE).map(drop)
 }
@@ -395,9 +395,10 @@ impl BringUp<'_> {
 }
 
 /// Whether no other copy of the branch's cluster was ever made for it: it was created in the
-/// branch, or adopted where it lay.
+/// branch, or adopted where it lay. A standby was made to follow its primary.
 fn is_the_original(row: &BranchRow) -> bool {
-    row.origin == "empty" || row.origin.starts_with("adopt:")
+    let origin = row.origin.as_str();
+    origin == "empty" || origin.starts_with("adopt:") || origin.starts_with("standby:")
 }
 
 /// What would act in the parent's name and does not, as far as the configuration shows it.

@@ -14,6 +14,9 @@ use crate::catalog::{BranchName, BranchRow, Store};
 use crate::postgres::instance::Wishes;
 use crate::serve::Failure;
 
+/// A start that took longer has replayed a lot of WAL.
+const LONG_START_US: u64 = 2_000_000;
+
 /// Arguments of `cowfs fork`.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -163,6 +166,13 @@ pub(in crate::cli) fn run(args: &ForkArgs, store: Store) -> Result<u8, Failure> 
     }
     for note in &up.notes {
         eprintln!("Note: {note}");
+    }
+    if !args.checkpoint && steps.server.start_us > LONG_START_US {
+        eprintln!(
+            "Note: the child replayed what {} has written since its last checkpoint; --checkpoint \
+             shortens that",
+            args.parent
+        );
     }
     eprintln!("{}", sentence(args.parent.as_str(), args.name.as_str(), steps));
     output::print(&(url + "\n"));

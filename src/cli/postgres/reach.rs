@@ -108,13 +108,13 @@ impl Server {
         }
     }
 
-    /// Its programs, as far as they are known.
-    pub fn binaries(&self) -> Option<Binaries> {
+    /// Where its programs are, as far as that is known.
+    fn bin_dir(&self) -> Option<PathBuf> {
         if let Some(instance) = &self.instance {
-            return Some(Binaries { dir: instance.bin_dir.clone(), major: 0 });
+            return Some(instance.bin_dir.clone());
         }
         let major = DataDirectory::probe(&self.data_dir).ok()?.major;
-        Binaries::find(major, None).ok()
+        Some(Binaries::find(major, None).ok()?.dir)
     }
 
     /// Runs one query; gives the first column of each row.
@@ -137,7 +137,7 @@ impl Server {
 
     /// A psql for it.
     pub fn psql(&self) -> Result<PathBuf, PostgresError> {
-        locate::psql(self.binaries().as_ref())
+        locate::client("psql", self.bin_dir().as_deref())
     }
 }
 
