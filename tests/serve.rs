@@ -3,203 +3,20 @@
 //! Needs root and /dev/fuse; says so and passes where they are missing.
 #![allow(clippy::unwrap_used)]
 
+#[macro_use]
+mod mount_support;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mount_support::{Guard, PATIENCE, Scene, possible, program, said, servers_below, shell};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A store with the branch `main` and a directory to mount it on. Cleans up after itself, also
-/// when a test fails.
-struct Scene {
-    temp: tempfile::TempDir,
-    store: PathBuf,
-    dir: PathBuf,
-}
-
-/// What a command said.
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    #[track_caller]
-    fn ok(self) -> String {
-        assert_eq!(self.code, 0, "{}{}", self.out, self.err);
-        self.out + &self.err
-    }
-
-    #[track_caller]
-    fn fails(self, code: i32) -> String {
-        assert_eq!(self.code, code, "{}{}", self.out, self.err);
-        self.err
-    }
-}
-
-fn said(output: &Output) -> Said {
-    Said {
-        code: output.status.code().unwrap_or(-1),
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
-/// Whether mounting can be tested here; says why if not.
-fn possible() -> bool {
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
-        return false;
-    }
-    if fs::File::open("/dev/fuse").is_err() {
-        println!("skipped: /dev/fuse is missing");
-        return false;
-    }
-    true
-}
-
-impl Scene {
-    fn new() -> Option<Scene> {
-        Scene::below("store")
-    }
-
-    fn below(store: &str) -> Option<Scene> {
-        if !possible() {
-            return None;
-        }
-        let temp = tempfile::tempdir().unwrap();
-        let root = temp.path().canonicalize().unwrap();
-        let scene = Scene { store: root.join(store), dir: root.join("dir"), temp };
-        fs::create_dir_all(scene.store.parent().unwrap()).unwrap();
-        fs::create_dir(&scene.dir).unwrap();
-        scene.run(&["init"]).ok();
-        scene.run(&["branch", "create", "main", "--empty"]).ok();
-        Some(scene)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cowfs"));
-        command.args(args).env("COWFS_STORE", &self.store).env_remove("COWFS_LOG");
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Said {
-        said(&self.command(args).stdin(Stdio::null()).output().unwrap())
-    }
-
-    fn dir(&self) -> &str {
-        self.dir.to_str().unwrap()
-    }
-
-    fn mount(&self) -> String {
-        self.run(&["mount", "main", self.dir()]).ok()
-    }
-
-    fn status(&self, branch: &str) -> Value {
-        serde_json::from_str(&self.run(&["status", branch, "--json"]).ok()).unwrap()
-    }
-
-    fn server(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.status("main")["pid"].as_i64().unwrap()).unwrap())
-    }
-
-    fn mounts(&self) -> Vec<String> {
-        mounts_below(self.temp.path())
-    }
-
-    fn run_file(&self, name: &str) -> PathBuf {
-        self.store.join("run").join(name)
-    }
-
-    #[track_caller]
-    fn wait_until_unserved(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.status("main")["state"] != "not_mounted" {
-            assert!(Instant::now() < deadline, "{}", self.status("main"));
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-fn mounts_below(dir: &Path) -> Vec<String> {
-    let dir = dir.to_str().unwrap();
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    text.lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .filter(|mount_point| mount_point.starts_with(dir))
-        .map(str::to_owned)
-        .collect()
-}
-
-/// Processes of ours that serve something below `dir`.
-fn servers_below(dir: &Path) -> Vec<Pid> {
-    let dir = dir.to_str().unwrap();
-    let ours = |pid: &i32| {
-        let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-        let line = String::from_utf8_lossy(&line).into_owned();
-        line.contains("--ready-on-stdout") && line.contains(dir)
-    };
-    fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(ours)
-        .map(Pid::from_raw)
-        .collect()
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        let root = self.temp.path().canonicalize().unwrap();
-        for pid in servers_below(&root) {
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-        for mount_point in mounts_below(&root).iter().rev() {
-            let _ = nix::mount::umount2(mount_point.as_str(), nix::mount::MntFlags::MNT_DETACH);
-        }
-    }
-}
-
-/// A child that does not outlive the test.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A shell that has run `script` and waits; it holds what the script opened.
-fn shell(script: &str, dir: &Path) -> Guard {
-    let mut child = Command::new("sh")
-        .args(["-c", &format!("{script}; echo ready; read line")])
-        .current_dir(dir)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut ready = [0; 6];
-    child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
-    Guard(child)
-}
-
-macro_rules! scene {
-    () => {
-        match Scene::new() {
-            Some(scene) => scene,
-            None => return,
-        }
-    };
-}
 
 #[test]
 fn round_trip() {
@@ -730,12 +547,12 @@ fn as_an_ordinary_user() {
     fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
     nix::unistd::mkfifo(&root.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     // The program may lie where nobody else may look.
-    let program = root.join("cowfs");
-    fs::copy(env!("CARGO_BIN_EXE_cowfs"), &program).unwrap();
+    let copy = root.join("cowfs");
+    fs::copy(program(), &copy).unwrap();
     let output = Command::new("timeout")
         .args(["60", "unshare", "--mount", "sh", "-c", ORDINARY_USER])
         .env("T", &root)
-        .env("COWFS", &program)
+        .env("COWFS", &copy)
         .env_remove("COWFS_LOG")
         .output()
         .unwrap();
