@@ -1,0 +1,67 @@
+//! The command line as people read it: help texts and the synopsis of every manual page.
+//!
+//! A change of the interface shows up as a change of `tests/snapshots`, to be reviewed. After a
+//! change that is meant: `INSTA_UPDATE=always cargo test --test interface`, and commit the result.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+
+/// A width that depends on no terminal.
+const COLUMNS: &str = "100";
+
+fn cowfs(args: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cowfs"));
+    let output = command.args(args).env_remove("COWFS_STORE").env("COLUMNS", COLUMNS).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{args:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The commands that a help text lists.
+fn commands_in(help: &str) -> Vec<&str> {
+    let Some((_, list)) = help.split_once("\nCommands:\n") else { return Vec::new() };
+    let lines = list.lines().take_while(|line| !line.is_empty());
+    // A description goes on in lines that are indented further.
+    let begins = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    begins
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect()
+}
+
+#[test]
+fn every_help_text_is_as_reviewed() {
+    let mut text = String::new();
+    let mut stack: Vec<Vec<String>> = vec![Vec::new()];
+    let mut seen = 0;
+    while let Some(command) = stack.pop() {
+        let mut args: Vec<&str> = command.iter().map(String::as_str).collect();
+        args.push("--help");
+        let help = cowfs(&args);
+        for name in commands_in(&help).into_iter().rev() {
+            stack.push([command.clone(), vec![name.to_owned()]].concat());
+        }
+        let title = [&["cowfs".to_owned()][..], &command].concat().join(" ");
+        text.push_str(&format!("===== {title}\n{help}\n"));
+        seen += 1;
+    }
+    assert!(seen > 12, "only {seen} commands were found");
+    insta::assert_snapshot!("help", text);
+}
+
+#[test]
+fn every_synopsis_is_as_reviewed() {
+    let dir = tempfile::tempdir().unwrap();
+    cowfs(&["man", "--dir", dir.path().to_str().unwrap()]);
+    let mut pages: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    pages.sort();
+    let mut text = String::new();
+    for page in pages {
+        let source = std::fs::read_to_string(&page).unwrap();
+        let synopsis = source.split(".SH ").find(|part| part.starts_with("SYNOPSIS")).unwrap();
+        let name = page.file_name().unwrap().to_str().unwrap();
+        text.push_str(&format!("===== {name}\n{}\n", synopsis.trim_end()));
+    }
+    insta::assert_snapshot!("synopsis", text);
+}
