@@ -120,7 +120,8 @@ class Database:
             try:
                 self.cluster.sql(GROW, timeout_s=120)
             except Failure as error:
-                return str(error).strip().splitlines()[-1]
+                lines = str(error).strip().splitlines()
+                return next((line for line in lines if "ERROR:" in line), lines[-1])
         raise Failure("the database grew on a full disk")
 
     def checkpoint(self) -> str:

@@ -59,6 +59,7 @@ class Server:
             self.load.kill()
             self.load.wait()
         self.at_least, self.at_most = self.acknowledged(), self.sent()
+        self.campaign.commits += sum(recorder.acknowledged for recorder in self.recorders)
         self.recorders, self.load = [], None
 
     def kill(self) -> None:
@@ -169,7 +170,6 @@ class PostgresCampaign:
         for server in self.servers:
             server.kill()
             server.end_load()
-        self.commits += sum(sum(s.at_least.values()) for s in self.servers)
         if command is not None:
             self._finish(command, child)
         self.crash.recover(self.cowfs)

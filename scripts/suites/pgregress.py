@@ -85,7 +85,7 @@ class InstallCheck:
 
     @staticmethod
     def _parse(text: str) -> dict:
-        found = re.findall(r"^(?:test|\s+)\s*([a-z][\w-]*)\s+\.\.\. (ok|FAILED)", text, re.M)
+        found = re.findall(r"^(?:test|\s+)\s*([a-z][\w.-]*)\s+\.\.\. (ok|FAILED)", text, re.M)
         return {name: "pass" if result == "ok" else "fail" for name, result in found}
 
 
