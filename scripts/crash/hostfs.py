@@ -70,7 +70,7 @@ class HostDisk:
 
     def detach(self) -> None:
         """Unmounts, once whoever used it is gone."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 20  # for those that are just ending
         while subprocess.run(["umount", self.mount_point], capture_output=True, check=False).returncode != 0:
             if time.monotonic() > deadline:
                 users = subprocess.run(["fuser", "-vm", self.mount_point], capture_output=True, text=True, check=False)
@@ -81,8 +81,33 @@ class HostDisk:
     def come_back(self) -> None:
         """Mounts it (replaying its log), on a machine that has booted anew."""
         self.boot_id.write_text(f"{uuid.uuid4()}\n")
-        run(["mount", "-o", "loop", self.image, self.mount_point])
-        self.is_mounted = True
+        deadline = time.monotonic() + 60
+        while True:
+            self._wait_for_loop_device(deadline)
+            run(["mount", "-o", "loop", self.image, self.mount_point])
+            self.is_mounted = True
+            if self._is_alive():
+                return
+            # Somebody's mount namespace kept the old superblock, and mount found it again.
+            check(time.monotonic() < deadline, f"{self.mount_point} stays shut down")
+            self.detach()
+            time.sleep(0.2)
+
+    def _wait_for_loop_device(self, deadline: float) -> None:
+        """Until nothing holds the image any more: mounting before that gives the filesystem that was shut down."""
+        while run(["losetup", "-j", self.image]).stdout.strip():
+            check(time.monotonic() < deadline, f"{self.image} stays attached to a loop device")
+            time.sleep(0.05)
+
+    def _is_alive(self) -> bool:
+        probe = self.mount_point / "probe"
+        try:
+            probe.write_bytes(b"")
+            probe.unlink()
+            os.listdir(self.mount_point)
+        except OSError:
+            return False
+        return True
 
     def end(self) -> None:
         if self.is_mounted:
