@@ -190,6 +190,8 @@ class Cowfs:
         for branch, where in list(self.mounts.items()):
             try:
                 run([self.binary, "unmount", "--lazy", where], env=self.env, timeout_s=60)
+                # It still writes for a moment, into a directory that is about to be removed.
+                self.wait_until_free(branch)
             except Failure as error:
                 say(f"cleaning up: {error}")
                 subprocess.run(["umount", "-l", str(where)], capture_output=True, check=False)
