@@ -4,6 +4,7 @@
 //! change that is meant: `INSTA_UPDATE=always cargo test --test interface`, and commit the result.
 #![allow(clippy::unwrap_used)]
 
+use std::fmt::Write as _;
 use std::process::Command;
 
 /// A width that depends on no terminal.
@@ -42,7 +43,7 @@ fn every_help_text_is_as_reviewed() {
             stack.push([command.clone(), vec![name.to_owned()]].concat());
         }
         let title = [&["cowfs".to_owned()][..], &command].concat().join(" ");
-        text.push_str(&format!("===== {title}\n{help}\n"));
+        writeln!(text, "===== {title}\n{help}").unwrap();
         seen += 1;
     }
     assert!(seen > 12, "only {seen} commands were found");
@@ -61,7 +62,7 @@ fn every_synopsis_is_as_reviewed() {
         let source = std::fs::read_to_string(&page).unwrap();
         let synopsis = source.split(".SH ").find(|part| part.starts_with("SYNOPSIS")).unwrap();
         let name = page.file_name().unwrap().to_str().unwrap();
-        text.push_str(&format!("===== {name}\n{}\n", synopsis.trim_end()));
+        writeln!(text, "===== {name}\n{}", synopsis.trim_end()).unwrap();
     }
     insta::assert_snapshot!("synopsis", text);
 }
