@@ -25,7 +25,7 @@ const RECORD_BYTES_TYPICAL: u64 = 128;
 /// Counts the changes queued for a journal; durable up to some ticket means durable up to there.
 pub type Ticket = u64;
 
-/// Called once, before the first frame of a layer becomes durable.
+/// Called once the first frames of a layer are durable, before anybody is told so.
 pub type FirstUse = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 /// Where appending continues, as found by replay.
@@ -220,9 +220,6 @@ impl Log {
         // not an earlier before the power goes, and a healthy log would look damaged.
         let mut frame = Vec::with_capacity(4096);
         encode_frame(sequence, batch, &mut frame);
-        if !entry_durable {
-            (self.first_use)().map_err(Failed::BeforeSync)?;
-        }
         write_all_at(journal, &frame, offset).map_err(Failed::BeforeSync)?;
         journal.sync_data().map_err(Failed::Sync)?;
         if !entry_durable {
@@ -230,6 +227,8 @@ impl Log {
             if let Some(layers) = self.dir.parent() {
                 self.storage.sync_dir(layers).map_err(Failed::Sync)?;
             }
+            // Only now: a layer that the catalog says was used and that is not there is damage.
+            (self.first_use)().map_err(Failed::BeforeSync)?;
         }
         Ok(offset + frame.len() as u64)
     }

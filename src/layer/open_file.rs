@@ -50,6 +50,8 @@ pub struct OpenFile {
     pub entry_durable: AtomicBool,
     /// The journal ticket of the last ownership record.
     pub layout_ticket: AtomicU64,
+    /// A cut that took place and that the volatile log could not be told of yet.
+    pub unlogged: Mutex<Option<LayoutDelta>>,
     pending: Mutex<Pending>,
     pinned: Mutex<Option<Arc<dyn HostFilePin>>>,
 }
@@ -94,6 +96,7 @@ impl OpenFile {
             strays: AtomicBool::new(false),
             entry_durable: AtomicBool::new(false),
             layout_ticket: AtomicU64::new(0),
+            unlogged: Mutex::new(None),
             pending: Mutex::default(),
             pinned: Mutex::new(None),
         }

@@ -43,7 +43,18 @@ impl Target<'_> {
         outcome
     }
 
+    /// Tells the log of an earlier cut, if it could not be told then.
+    fn catch_up(&self) -> Result<(), LayerError> {
+        let mut unlogged = self.file.unlogged.lock();
+        if let Some(delta) = &*unlogged {
+            self.layer.log.append_volatile(&[Record::Layout(delta.clone())])?;
+            *unlogged = None;
+        }
+        Ok(())
+    }
+
     fn try_write(&self, offset: u64, data: &[u8]) -> Result<(), LayerError> {
+        self.catch_up()?;
         let range = covering(offset, data.len() as u64);
         {
             let _shared = self.file.writers.read();
@@ -185,7 +196,12 @@ impl Target<'_> {
             }
         }
         let delta = LayoutDelta { added: vec![range], ..LayoutDelta::unchanged(self.file.ino) };
-        self.record(&delta)
+        let recorded = self.record(&delta);
+        if recorded.is_err() {
+            // The bytes are there and do not count.
+            self.file.strays.store(true, Ordering::Release);
+        }
+        recorded
     }
 
     pub(super) fn record(&self, delta: &LayoutDelta) -> Result<(), LayerError> {
@@ -197,6 +213,7 @@ impl Target<'_> {
     /// Makes the file `size` bytes long; what is cut off is gone, what is added reads as zeros.
     pub fn truncate(&self, size: u64) -> Result<(), LayerError> {
         let _exclusive = self.file.writers.write();
+        self.catch_up()?;
         let old_size = self.file.size();
         let host = self.host()?;
         let shared = !self.file.ownership.read().private;
@@ -215,8 +232,15 @@ impl Target<'_> {
         }
         host.set_len(size).map_err(self.host_error("truncating"))?;
         self.file.mark_dirty(&host);
-        if shared && size < old_size {
-            self.record(&delta)?;
+        if shared
+            && size < old_size
+            && let Err(error) = self.record(&delta)
+        {
+            // It has happened: the data file is shorter, and recovery would find that out. What must
+            // not happen is that the file grows again before the log knows.
+            tracing::warn!(ino = %self.file.ino, %error, "a cut could not be logged yet");
+            self.file.apply(&delta);
+            *self.file.unlogged.lock() = Some(delta);
         }
         self.file.ownership.write().size = size;
         Ok(())
@@ -246,6 +270,7 @@ impl Target<'_> {
     /// `punch` frees blocks of the host; otherwise they stay allocated.
     pub fn zero(&self, offset: u64, len: u64, punch: bool) -> Result<(), LayerError> {
         let _exclusive = self.file.writers.write();
+        self.catch_up()?;
         let size = self.file.size();
         let end = offset.saturating_add(len).min(size);
         if offset >= end {
@@ -263,6 +288,7 @@ impl Target<'_> {
     /// Reserves space of the host for `offset..offset + len`; may grow the file.
     pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), LayerError> {
         let exclusive = self.file.writers.write();
+        self.catch_up()?;
         let host = self.host()?;
         let mode = if keep_size { Allocate::KeepSize } else { Allocate::Extend };
         if let Err(source) = host.allocate(mode, offset, len) {
