@@ -164,6 +164,49 @@ fn a_parent_can_go_and_its_children_keep_their_data() {
 }
 
 #[test]
+fn unique_bytes_are_what_gc_frees() {
+    let cli = Cli::new();
+    let source = cli.store.parent().unwrap().join("tree");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("file"), vec![1; 300_000]).unwrap();
+    cli.ok(&["import", source.to_str().unwrap(), "--any", "--as", "main"]);
+    let bytes = |branch: &str| {
+        let shown = cli.json(&["branch", "show", branch, "--json"]);
+        let (unique, shared) = (&shown["unique_bytes"], &shown["shared_bytes"]);
+        (unique.as_u64().unwrap(), shared.as_u64().unwrap())
+    };
+    let (unique, shared) = bytes("main");
+    assert!(unique >= 300_000 && shared == 0, "{unique} and {shared}: nobody shares it yet");
+    cli.ok(&["branch", "create", "child", "--from", "main"]);
+    for branch in ["main", "child"] {
+        assert_eq!(bytes(branch), (0, unique), "{branch}: nothing was written since the fork");
+    }
+    assert!(cli.ok(&["branch", "show", "child"]).contains("unique   0"));
+    cli.ok(&["branch", "delete", "main"]);
+    assert_eq!(cli.json(&["gc", "--json"])["bytes"], 0);
+    assert_eq!(bytes("child"), (unique, 0), "the last one that needs it");
+    cli.ok(&["branch", "delete", "child"]);
+    assert_eq!(cli.json(&["gc", "--json"])["bytes"], unique);
+}
+
+#[test]
+fn json_of_what_changes_branches() {
+    let cli = Cli::new();
+    cli.ok(&["branch", "create", "main", "--empty"]);
+    cli.ok(&["branch", "create", "child", "--from", "main"]);
+    let renamed = cli.json(&["branch", "rename", "main", "prod", "--json"]);
+    assert_eq!(renamed, serde_json::json!({"branch": "prod", "id": 1, "was": "main"}));
+    for dry_run in [true, false] {
+        let mut args = vec!["branch", "delete", "prod", "--json"];
+        args.extend(dry_run.then_some("--dry-run"));
+        let expected = serde_json::json!(
+            {"branch": "prod", "id": 1, "dry_run": dry_run, "children": ["child"]});
+        assert_eq!(cli.json(&args), expected);
+    }
+    cli.refused(&["branch", "delete", "prod", "--json"], 1, "there is no branch prod");
+}
+
+#[test]
 fn rename_keeps_everything_else() {
     let cli = Cli::new();
     cli.ok(&["branch", "create", "a", "--empty"]);

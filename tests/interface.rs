@@ -4,7 +4,7 @@
 //! change that is meant: `INSTA_UPDATE=always cargo test --test interface`, and commit the result.
 #![allow(clippy::unwrap_used)]
 
-use std::fmt::Write as _;
+use std::fmt::Write;
 use std::process::Command;
 
 /// A width that depends on no terminal.

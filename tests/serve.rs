@@ -408,8 +408,16 @@ fn forks_go_through_the_server() {
     fs::write(scene.dir.join("file"), "parent").unwrap();
     fs::File::open(scene.dir.join("file")).unwrap().sync_all().unwrap();
     scene.run(&["branch", "create", "child", "--from", "main"]).ok();
-    let error = scene.run(&["branch", "create", "child", "--from", "main"]).fails(1);
-    assert!(error.contains("child exists already"), "{error}");
+    // Served or not, the same is said of a name that is taken.
+    let refused = || scene.run(&["branch", "create", "child", "--from", "main"]).fails(1);
+    let error = refused();
+    assert!(error.contains("child exists already") && error.contains("Hint: choose"), "{error}");
+    scene.run(&["unmount", "main"]).ok();
+    assert_eq!(refused(), error);
+    scene.mount();
+    let args = ["branch", "create", "child", "--from", "main", "--if-not-exists", "--json"];
+    let again: serde_json::Value = serde_json::from_str(&scene.run(&args).ok()).unwrap();
+    assert_eq!(again["created"], false);
     fs::write(scene.dir.join("file"), "changed").unwrap();
     let other = scene.temp.path().join("other");
     fs::create_dir(&other).unwrap();
@@ -418,6 +426,17 @@ fn forks_go_through_the_server() {
     assert_eq!(fs::read_to_string(scene.dir.join("file")).unwrap(), "changed");
     let error = scene.run(&["branch", "delete", "main"]).fails(1);
     assert!(error.contains("main"), "{error}");
+}
+
+#[test]
+fn a_mounted_branch_that_is_read_only_forks_or_says_why_not() {
+    let scene = scene!();
+    scene.mount();
+    fs::write(scene.dir.join("file"), "contents").unwrap();
+    scene.run(&["unmount", "main"]).ok();
+    scene.run(&["mount", "main", scene.dir(), "--read-only"]).ok();
+    let error = scene.run(&["branch", "create", "child", "--from", "main"]).fails(1);
+    assert!(error.contains("mounted read-only") && error.contains("Hint: unmount"), "{error}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use rusqlite::ErrorCode;
+
 use super::{BranchName, LayerState};
 use crate::format::{BranchId, LayerId};
 
@@ -121,6 +123,35 @@ pub enum CatalogError {
         #[from]
         source: rusqlite::Error,
     },
+}
+
+/// What `SQLite`'s errors come down to, for whoever has to advise on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatabaseTrouble {
+    /// The file's contents make no sense.
+    Damaged,
+    /// It cannot be opened, or not to be written to.
+    NotWritable,
+    /// The disk is full.
+    Full,
+    /// Somebody else held it for too long.
+    Busy,
+}
+
+impl CatalogError {
+    /// What kind of trouble the database has, if it is one of the known kinds.
+    pub fn database_trouble(&self) -> Option<DatabaseTrouble> {
+        let CatalogError::Database { source } = self else { return None };
+        Some(match source.sqlite_error_code()? {
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => DatabaseTrouble::Damaged,
+            ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied => {
+                DatabaseTrouble::NotWritable
+            }
+            ErrorCode::DiskFull => DatabaseTrouble::Full,
+            ErrorCode::DatabaseBusy => DatabaseTrouble::Busy,
+            _ => return None,
+        })
+    }
 }
 
 /// How rows about layers contradict each other.

@@ -28,7 +28,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use branch_name::{BranchName, BranchNameError};
 pub use branches::{BranchRow, NewBranch};
-pub use error::CatalogError;
+pub use error::{CatalogError, DatabaseTrouble};
 pub use fork::{ForkPlan, SealPlan};
 pub use layers::{LayerRow, LayerState, NewLayer};
 pub use lock::{BranchLock, FileLock, LockError};

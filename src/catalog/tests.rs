@@ -413,10 +413,16 @@ fn a_deleted_parent_leaves_its_children_whole() {
     let place = Place::new();
     let main = place.empty_branch("main", 1);
     let dev = place.fork(&main, "dev", 2).unwrap();
+    let unique = |id| place.catalog.unique_layers(id).unwrap();
+    assert_eq!(unique(main.id), HashSet::from([LayerId(2)]));
+    assert_eq!(unique(dev.id), HashSet::from([LayerId(3)]));
     place.catalog.delete_branch(main.id, 42, "delete").unwrap();
     let dev = place.catalog.branch_by_id(dev.id).unwrap().unwrap();
     assert_eq!(dev.parent, None);
     assert_eq!(ids(&place.catalog.chain(dev.head).unwrap()), [3, 1]);
+    // Now it is the only one that needs what it shared.
+    let unique = place.catalog.unique_layers(dev.id).unwrap();
+    assert_eq!(unique, HashSet::from([LayerId(1), LayerId(3)]));
     assert_eq!(place.catalog.reachable_layers().unwrap(), HashSet::from([LayerId(1), LayerId(3)]));
     // An id is never used again: lock files and sockets carry it.
     let next = place.empty_branch("main", 9);

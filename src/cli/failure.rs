@@ -1,10 +1,10 @@
 //! Errors of the lower folders as failures with a kind and a hint.
 
-use crate::branch::BranchError;
-use crate::catalog::{CatalogError, LockError, StoreError};
+use crate::catalog::{LockError, StoreError};
 use crate::import::ImportError;
 use crate::postgres::PostgresError;
 use crate::serve::Failure;
+pub(super) use crate::serve::failure::{of_branch, of_catalog};
 
 pub(super) fn of_store(error: &StoreError) -> Failure {
     let failure = Failure::caused("store", error);
@@ -22,34 +22,15 @@ pub(super) fn of_store(error: &StoreError) -> Failure {
     }
 }
 
-pub(super) fn of_catalog(error: &CatalogError) -> Failure {
-    let failure = |kind| Failure::caused(kind, error);
-    match error {
-        CatalogError::BranchNotFound { .. } | CatalogError::BranchGone { .. } => {
-            failure("branch_not_found").hint("`cowfs branch list` shows the branches")
-        }
-        CatalogError::BranchExists { .. } => {
-            failure("branch_exists").hint("choose another name, or delete that branch first")
-        }
-        CatalogError::Damaged { .. } | CatalogError::Missing { .. } => failure("damaged").exit(3),
-        _ => failure("catalog"),
-    }
-}
-
-pub(super) fn of_branch(error: &BranchError) -> Failure {
-    match error {
-        BranchError::Catalog(error) => of_catalog(error),
-        BranchError::LayerMissing { .. } => Failure::caused("damaged", error).exit(3),
-        _ => Failure::caused("branch", error),
-    }
-}
-
 pub(super) fn of_lock(branch: &str, error: &LockError) -> Failure {
     Failure::new("busy", format!("branch {branch} is {error}"))
         .hint("unmount it first with `cowfs unmount`, or wait for the command that uses it")
 }
 
 pub(super) fn of_import(error: &ImportError) -> Failure {
+    if let ImportError::Catalog(error) = error {
+        return of_catalog(error);
+    }
     let failure = Failure::caused("import", error);
     match error.hint() {
         Some(hint) => failure.hint(hint),

@@ -40,13 +40,13 @@ use crate::serve::Failure;
   cowfs try main -- ./migrate up")]
 pub struct Cli {
     /// Directory of the store [default: /var/lib/cowfs for root, else below the user's data directory]
-    #[arg(long, global = true, env = "COWFS_STORE", value_name = "DIR")]
+    #[arg(long, global = true, env = "COWFS_STORE", value_name = "DIR", display_order = 900)]
     store: Option<PathBuf>,
     /// Log more (-v: information, -vv: debugging)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 901)]
     verbose: u8,
     /// Log errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 902)]
     quiet: bool,
     #[command(subcommand)]
     command: Command,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::control::ControlError;
 use super::detach::DetachError;
+use super::failure;
 use super::holders::Holders;
 use super::listener::ListenError;
 use super::mount_point::MountPointError;
@@ -222,17 +223,16 @@ fn answer_words(answer: Answer) -> String {
 
 impl ServeError {
     /// For programs.
-    pub fn kind(&self) -> &str {
+    fn kind(&self) -> &str {
         match self {
-            Self::Catalog(CatalogError::BranchNotFound { .. }) => "branch_not_found",
             Self::Catalog(_) => "catalog",
+            Self::Branch(_) => "branch",
+            Self::Fs(_) => "filesystem",
             Self::Option(_) => "mount_option",
             Self::AlreadyServed { .. } => "already_mounted",
             Self::StillUsed { .. } | Self::InUse { .. } => "branch_in_use",
             Self::Lock(_) => "lock",
             Self::MountPoint(_) => "mount_point",
-            Self::Branch(_) => "branch",
-            Self::Fs(_) => "filesystem",
             Self::Fuse(_) => "fuse",
             Self::Listen(_) => "control_socket",
             Self::Vanished { .. } => "mount_vanished",
@@ -248,9 +248,6 @@ impl ServeError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Catalog(CatalogError::BranchNotFound { .. }) => {
-                Some("cowfs branch list".to_owned())
-            }
             Self::Option(error) => Some(error.hint()),
             Self::AlreadyServed { branch, .. } => Some(format!(
                 "unmount it (cowfs unmount {branch}), or fork it and mount the child \
@@ -284,6 +281,12 @@ impl ServeError {
 
     /// In the form that travels between processes.
     pub fn to_failure(&self) -> Failure {
+        match self {
+            Self::Catalog(error) => return failure::of_catalog(error),
+            Self::Branch(error) => return failure::of_branch(error),
+            Self::Fs(error) => return failure::of_fs(error),
+            _ => {}
+        }
         Failure {
             kind: self.kind().to_owned(),
             message: with_causes(self),

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::detach::{self, DetachError, Manner};
+use super::failure;
 use super::listener::Handler;
 use super::mountinfo::{self, MountEntry};
 use super::process;
 use super::protocol::{Failure, Request, Response, ServerStatus};
 use super::run_file::RunFile;
-use crate::branch::BranchError;
 use crate::branch::fork::Requester;
-use crate::catalog::{BranchName, CatalogError};
+use crate::catalog::BranchName;
 use crate::fs::Fs;
 use crate::fuse::Metrics;
 
@@ -72,12 +72,12 @@ impl Handler for BranchHandler {
             }
             Request::Sync => match self.fs.sync_everything() {
                 Ok(_durable) => Ok(Response::Synced),
-                Err(error) => Err(Failure::caused("sync", &error)),
+                Err(error) => Err(failure::of_fs(&error)),
             },
             Request::Unmount { lazy } => self.unmount(lazy),
             Request::Seal => match self.fs.branch.seal() {
                 Ok(sealed) => Ok(Response::Sealed { sealed }),
-                Err(error) => Err(branch_failure(&error)),
+                Err(error) => Err(failure::of_branch(&error)),
             },
         }
     }
@@ -101,7 +101,7 @@ impl BranchHandler {
     fn fork(&self, name: &str, by: &Requester) -> Result<Response, Failure> {
         let name: BranchName =
             name.parse().map_err(|error| Failure::caused("branch_name", &error).exit(2))?;
-        let report = self.fs.branch.fork(name, by).map_err(|error| branch_failure(&error))?;
+        let report = self.fs.branch.fork(name, by).map_err(|error| failure::of_branch(&error))?;
         tracing::info!(
             child = %report.child.name,
             gate_us = report.gate_us,
@@ -136,14 +136,4 @@ pub const IN_USE: &str = "mount_in_use";
 
 fn version() -> String {
     env!("CARGO_PKG_VERSION").to_owned()
-}
-
-fn branch_failure(error: &BranchError) -> Failure {
-    let kind = match error {
-        BranchError::Catalog(CatalogError::BranchExists { .. }) => "branch_exists",
-        BranchError::Catalog(CatalogError::BranchGone { .. }) => "branch_not_found",
-        BranchError::ReadOnly { .. } => "read_only",
-        _ => "branch",
-    };
-    Failure::caused(kind, error)
 }

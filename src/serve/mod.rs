@@ -9,6 +9,7 @@ pub mod bdi;
 pub mod control;
 pub mod detach;
 pub mod error;
+pub mod failure;
 pub mod handler;
 pub mod holders;
 pub mod lifecycle;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::postgres::{reach, stop};
 use super::super::{command_line, failure, output};
 use crate::catalog::{BranchLock, BranchName, BranchRow, LockError, Store};
+use crate::format::BranchId;
 use crate::postgres::postmaster::StopMode;
 use crate::postgres::runtime_dir::RuntimeDir;
 use crate::serve::Failure;
@@ -27,22 +28,44 @@ pub(in crate::cli) struct DeleteArgs {
     /// Only say what would happen
     #[arg(long)]
     dry_run: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(serde::Serialize)]
+struct Deleted<'a> {
+    branch: &'a BranchName,
+    id: BranchId,
+    dry_run: bool,
+    /// Those that were forked from it; they keep their data, and have no parent any more.
+    children: Vec<BranchName>,
+}
+
+impl Deleted<'_> {
+    fn sentence(&self) -> String {
+        let verb = if self.dry_run { "Would delete" } else { "Deleted" };
+        let kept = match self.children.as_slice() {
+            [] => String::new(),
+            [child] => format!("; its child {child} keeps its data"),
+            children => format!("; its {} children keep their data", children.len()),
+        };
+        format!("{verb} branch {}{kept}\n", self.branch)
+    }
 }
 
 pub(super) fn run(args: &DeleteArgs, store: &Store) -> Result<u8, Failure> {
     let row = require(store, &args.name)?;
     let children = children(store, &row)?;
-    let kept = match children.len() {
-        0 => String::new(),
-        1 => format!("; its child {} keeps its data", children[0]),
-        n => format!("; its {n} children keep their data"),
-    };
-    if args.dry_run {
-        output::print(&format!("Would delete branch {}{kept}\n", args.name));
-        return Ok(0);
+    let deleted = Deleted { branch: &args.name, id: row.id, dry_run: args.dry_run, children };
+    if !args.dry_run {
+        delete(store, &row, args.force)?;
     }
-    delete(store, &row, args.force)?;
-    output::print(&format!("Deleted branch {}{kept}\n", args.name));
+    if args.json {
+        output::print_json(&deleted)?;
+    } else {
+        output::print(&deleted.sentence());
+    }
     Ok(0)
 }
 

@@ -2,6 +2,7 @@
 
 use super::super::{command_line, failure, output};
 use crate::catalog::{BranchName, Store};
+use crate::format::BranchId;
 use crate::serve::Failure;
 
 /// Arguments of `cowfs branch rename`.
@@ -11,6 +12,16 @@ pub(in crate::cli) struct RenameArgs {
     name: BranchName,
     /// Its new name
     new_name: BranchName,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(serde::Serialize)]
+struct Renamed<'a> {
+    branch: &'a BranchName,
+    id: BranchId,
+    was: &'a BranchName,
 }
 
 pub(super) fn run(args: &RenameArgs, store: &Store) -> Result<u8, Failure> {
@@ -20,7 +31,11 @@ pub(super) fn run(args: &RenameArgs, store: &Store) -> Result<u8, Failure> {
         // A mounted branch can be renamed: whatever serves it knows it by its id.
         store.catalog.rename_branch(row.id, &args.new_name, uid, &command_line())
     };
-    rename().map_err(|error| failure::of_catalog(&error))?;
-    output::print(&format!("Renamed branch {} to {}\n", args.name, args.new_name));
+    let row = rename().map_err(|error| failure::of_catalog(&error))?;
+    if args.json {
+        output::print_json(&Renamed { branch: &row.name, id: row.id, was: &args.name })?;
+    } else {
+        output::print(&format!("Renamed branch {} to {}\n", args.name, args.new_name));
+    }
     Ok(0)
 }

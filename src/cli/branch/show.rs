@@ -12,6 +12,9 @@ use crate::serve::run_file::RunFile;
 
 /// Arguments of `cowfs branch show`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Unique are the bytes on disk of the layers that only this branch needs: \
+`cowfs branch delete` and then `cowfs gc` free them. Shared are those of the layers that other \
+branches need as well. The files of an adopted directory count for neither.")]
 pub(in crate::cli) struct ShowArgs {
     /// The branch
     name: BranchName,
@@ -35,8 +38,10 @@ struct Shown {
     postgres: Option<ShownServer>,
     /// Sealed layers below the open one.
     depth: u32,
-    /// Bytes on disk of the open layer, which only this branch has.
-    own_bytes: u64,
+    /// Bytes on disk of the layers that only this branch reaches: what deleting it would free.
+    unique_bytes: u64,
+    /// Bytes on disk of the layers that other branches reach as well.
+    shared_bytes: u64,
     layers: Vec<ShownLayer>,
 }
 
@@ -67,6 +72,8 @@ struct ShownLayer {
     id: String,
     depth: u32,
     state: &'static str,
+    /// Whether no other branch reaches it.
+    unique: bool,
     /// Bytes on disk; the data of an adopted base lies elsewhere.
     bytes: u64,
     adopted_from: Option<String>,
@@ -92,7 +99,10 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
     let in_use = FileLock::is_held(&store.branch_lock_path(row.id)).unwrap_or(false);
     let postgres =
         in_use.then(|| reach::find(store, &row)).flatten().map(|server| shown_server(&server));
-    let layers: Vec<ShownLayer> = chain.iter().map(|layer| show_layer(store, layer)).collect();
+    let unique = store.catalog.unique_layers(row.id)?;
+    let show = |layer: &LayerRow| show_layer(store, layer, unique.contains(&layer.id));
+    let layers: Vec<ShownLayer> = chain.iter().map(show).collect();
+    let bytes = |unique| layers.iter().filter(|l| l.unique == unique).map(|l| l.bytes).sum();
     Ok(Shown {
         id: row.id,
         parent,
@@ -104,7 +114,8 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
         mounted: in_use.then(|| mounted(store, row.id)).flatten(),
         postgres,
         depth: chain.first().map_or(0, |layer| layer.depth),
-        own_bytes: layers.first().map_or(0, |layer| layer.bytes),
+        unique_bytes: bytes(true),
+        shared_bytes: bytes(false),
         layers,
         name: row.name,
     })
@@ -149,11 +160,12 @@ fn describe_server(server: &ShownServer, text: &mut String) {
     }
 }
 
-fn show_layer(store: &Store, layer: &LayerRow) -> ShownLayer {
+fn show_layer(store: &Store, layer: &LayerRow, unique: bool) -> ShownLayer {
     ShownLayer {
         id: layer.id.dir_name(),
         depth: layer.depth,
         state: layer.state.as_str(),
+        unique,
         bytes: output::disk_usage(&store.layer_dir(layer.id)),
         adopted_from: layer.adopted_from.as_ref().map(|dir| dir.display().to_string()),
     }
@@ -175,7 +187,8 @@ fn describe(shown: &Shown) -> String {
     if let Some(server) = &shown.postgres {
         describe_server(server, &mut text);
     }
-    let _ = writeln!(text, "  own      {}", output::bytes(shown.own_bytes));
+    let _ = writeln!(text, "  unique   {}", output::bytes(shown.unique_bytes));
+    let _ = writeln!(text, "  shared   {}", output::bytes(shown.shared_bytes));
     let _ = writeln!(text, "  layers   (newest first)");
     for layer in &shown.layers {
         let adopted = layer
@@ -183,7 +196,8 @@ fn describe(shown: &Shown) -> String {
             .as_ref()
             .map_or(String::new(), |dir| format!("  adopted from {dir}"));
         let size = output::bytes(layer.bytes);
-        let _ = writeln!(text, "    {}  {:<6}  {size}{adopted}", layer.id, layer.state);
+        let shared = if layer.unique { "unique" } else { "shared" };
+        let _ = writeln!(text, "    {}  {:<6}  {shared}  {size}{adopted}", layer.id, layer.state);
     }
     text
 }

@@ -1,0 +1,103 @@
+//! Errors of the lower folders as failures with a kind, a hint and an exit code.
+//!
+//! In one place, so that a command says the same whether it works on a branch itself or asks the
+//! process that serves it.
+
+use std::io;
+
+use super::protocol::Failure;
+use crate::branch::BranchError;
+use crate::catalog::{CatalogError, DatabaseTrouble};
+use crate::fs::FsError;
+use crate::layer::LayerError;
+
+/// Kind of everything that says that bytes in the store are not as they must be; exit code 3.
+const DAMAGED: &str = "damaged";
+
+/// Said with every damage.
+const CHECK_HINT: &str = "`cowfs check` shows all that is damaged";
+
+/// Said where the store cannot be written to.
+const NOT_WRITABLE_HINT: &str = "the store must be writable for you: every command writes to its \
+                                 catalog, or to the locks beside it";
+
+/// Said where the host has no space left.
+const FULL_HINT: &str = "the disk below the store is full: delete branches, then `cowfs gc`";
+
+/// A failure of the catalog.
+pub fn of_catalog(error: &CatalogError) -> Failure {
+    let failure = |kind| Failure::caused(kind, error);
+    match error {
+        CatalogError::BranchNotFound { .. } | CatalogError::BranchGone { .. } => {
+            failure("branch_not_found").hint("`cowfs branch list` shows the branches")
+        }
+        CatalogError::BranchExists { .. } => {
+            failure("branch_exists").hint("choose another name, or delete that branch first")
+        }
+        CatalogError::Damaged { .. } => failure(DAMAGED).exit(3).hint(CHECK_HINT),
+        CatalogError::Missing { .. } | CatalogError::Foreign { .. } => failure(DAMAGED)
+            .exit(3)
+            .hint("without its catalog a store cannot be read: restore the file from a copy"),
+        CatalogError::UnknownVersion { .. } => {
+            failure("catalog").hint("use the cowfs that made the store")
+        }
+        CatalogError::Database { .. } => of_database(error),
+        _ => failure("catalog"),
+    }
+}
+
+fn of_database(error: &CatalogError) -> Failure {
+    let failure = Failure::caused("catalog", error);
+    match error.database_trouble() {
+        Some(DatabaseTrouble::Damaged) => Failure::caused(DAMAGED, error).exit(3).hint(CHECK_HINT),
+        Some(DatabaseTrouble::NotWritable) => failure.hint(NOT_WRITABLE_HINT),
+        Some(DatabaseTrouble::Full) => failure.hint(FULL_HINT),
+        Some(DatabaseTrouble::Busy) => failure.hint("another command holds it; try again"),
+        None => failure,
+    }
+}
+
+/// A failure of a branch.
+pub fn of_branch(error: &BranchError) -> Failure {
+    match error {
+        BranchError::Catalog(error) => of_catalog(error),
+        BranchError::Layer(error) => of_layer(error),
+        BranchError::LayerMissing { .. } => {
+            Failure::caused(DAMAGED, error).exit(3).hint(CHECK_HINT)
+        }
+        BranchError::ReadOnly { .. } => Failure::caused("read_only", error)
+            .hint("unmount it first, or mount it without --read-only"),
+        BranchError::Host { source, .. } => of_host(Failure::caused("branch", error), source),
+    }
+}
+
+fn of_layer(error: &LayerError) -> Failure {
+    match error {
+        LayerError::Damaged { .. } => Failure::caused(DAMAGED, error).exit(3).hint(CHECK_HINT),
+        LayerError::AdoptedChanged { .. } => {
+            Failure::caused(DAMAGED, error).exit(3).hint(CHECK_HINT)
+        }
+        LayerError::Host { source, .. } => of_host(Failure::caused("branch", error), source),
+        LayerError::Latched { .. } => Failure::caused("branch", error),
+    }
+}
+
+/// With a hint, where the host's answer tells what to do.
+fn of_host(failure: Failure, source: &io::Error) -> Failure {
+    match source.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            failure.hint(NOT_WRITABLE_HINT)
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => failure.hint(FULL_HINT),
+        _ => failure,
+    }
+}
+
+/// A failure of the filesystem of a served branch.
+pub fn of_fs(error: &FsError) -> Failure {
+    match error {
+        FsError::Layer(error) => of_layer(error),
+        FsError::Branch(error) => of_branch(error),
+        _ => Failure::caused("filesystem", error),
+    }
+}
