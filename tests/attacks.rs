@@ -6,6 +6,7 @@
 //! `serve.rs`. Needs root (and /dev/fuse where something is mounted); says so and passes otherwise.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code)]
 mod import_support;
 #[macro_use]
 mod mount_support;
