@@ -4,7 +4,7 @@ use crate::catalog::{LockError, StoreError};
 use crate::import::ImportError;
 use crate::postgres::PostgresError;
 use crate::serve::Failure;
-pub(super) use crate::serve::failure::{of_branch, of_catalog};
+pub(super) use crate::serve::failure::{of_branch, of_catalog, of_lock_file};
 
 pub(super) fn of_store(error: &StoreError) -> Failure {
     let failure = Failure::caused("store", error);
@@ -28,8 +28,10 @@ pub(super) fn of_lock(branch: &str, error: &LockError) -> Failure {
 }
 
 pub(super) fn of_import(error: &ImportError) -> Failure {
-    if let ImportError::Catalog(error) = error {
-        return of_catalog(error);
+    match error {
+        ImportError::Catalog(error) => return of_catalog(error),
+        ImportError::Lock(error) => return of_lock_file(error),
+        _ => {}
     }
     let failure = Failure::caused("import", error);
     match error.hint() {

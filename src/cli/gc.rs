@@ -92,7 +92,7 @@ fn take_turn(store: &Store) -> Result<FileLock, Failure> {
             Failure::new("busy", format!("another gc runs: its lock is {error}"))
                 .hint("wait for it to end")
         }
-        LockError::Io { .. } => Failure::caused("lock", &error),
+        LockError::Io { .. } => failure::of_lock_file(&error),
     })
 }
 

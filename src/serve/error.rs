@@ -249,6 +249,7 @@ impl ServeError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Option(error) => Some(error.hint()),
+            Self::Host { source, .. } => failure::host_hint(source).map(str::to_owned),
             Self::AlreadyServed { branch, .. } => Some(format!(
                 "unmount it (cowfs unmount {branch}), or fork it and mount the child \
                  (cowfs branch create NAME --from {branch})"
@@ -285,6 +286,9 @@ impl ServeError {
             Self::Catalog(error) => return failure::of_catalog(error),
             Self::Branch(error) => return failure::of_branch(error),
             Self::Fs(error) => return failure::of_fs(error),
+            Self::Lock(error) | Self::Unmount(UnmountError::Lock(error)) => {
+                return failure::of_lock_file(error);
+            }
             _ => {}
         }
         Failure {

@@ -7,7 +7,7 @@ use std::io;
 
 use super::protocol::Failure;
 use crate::branch::BranchError;
-use crate::catalog::{CatalogError, DatabaseTrouble};
+use crate::catalog::{CatalogError, DatabaseTrouble, LockError};
 use crate::fs::FsError;
 use crate::layer::LayerError;
 
@@ -82,14 +82,21 @@ fn of_layer(error: &LayerError) -> Failure {
     }
 }
 
-/// With a hint, where the host's answer tells what to do.
 fn of_host(failure: Failure, source: &io::Error) -> Failure {
+    match host_hint(source) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// What to do, where the host's answer alone tells it.
+pub(super) fn host_hint(source: &io::Error) -> Option<&'static str> {
     match source.kind() {
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-            failure.hint(NOT_WRITABLE_HINT)
+            Some(NOT_WRITABLE_HINT)
         }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => failure.hint(FULL_HINT),
-        _ => failure,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(FULL_HINT),
+        _ => None,
     }
 }
 
@@ -99,5 +106,14 @@ pub fn of_fs(error: &FsError) -> Failure {
         FsError::Layer(error) => of_layer(error),
         FsError::Branch(error) => of_branch(error),
         _ => Failure::caused("filesystem", error),
+    }
+}
+
+/// A failure to take a lock, other than that somebody has it.
+pub fn of_lock_file(error: &LockError) -> Failure {
+    let failure = Failure::caused("lock", error);
+    match error {
+        LockError::Io { source, .. } => of_host(failure, source),
+        LockError::Busy { .. } => failure,
     }
 }

@@ -152,13 +152,16 @@ impl Failure {
 /// An error and its causes in one line, each said once.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
+    let mut last = text.clone();
     let mut cause = error.source();
     while let Some(error) = cause {
         let more = error.to_string();
-        if !text.ends_with(&more) {
+        // Some repeat what is above them with a number in front.
+        if !text.ends_with(&more) && !more.ends_with(&last) {
             text.push_str(": ");
             text.push_str(&more);
         }
+        last = more;
         cause = error.source();
     }
     text
@@ -359,5 +362,16 @@ mod tests {
         let inner = io::Error::other("disk on fire");
         let outer = WireError::Io(inner);
         assert_eq!(with_causes(&outer), "disk on fire");
+
+        #[derive(Debug, thiserror::Error)]
+        #[error("{text}")]
+        struct Error {
+            text: &'static str,
+            source: Option<Box<Error>>,
+        }
+        let error = |text, source: Option<Error>| Error { text, source: source.map(Box::new) };
+        let chain = error("code 8: is read-only", Some(error("at last", None)));
+        let chain = error("saving", Some(error("is read-only", Some(chain))));
+        assert_eq!(with_causes(&chain), "saving: is read-only: at last");
     }
 }

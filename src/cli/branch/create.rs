@@ -109,7 +109,7 @@ pub(in crate::cli) fn fork(
                 let report = report.map_err(|error| failure::of_branch(&error))?;
                 return Ok((0, report.total_us));
             }
-            Err(error @ LockError::Io { .. }) => return Err(Failure::caused("lock", &error)),
+            Err(error @ LockError::Io { .. }) => return Err(failure::of_lock_file(&error)),
             Err(error @ LockError::Busy { .. }) => match ask_server(store, &row, child, by) {
                 Err(ControlError::NotServed) if Instant::now() < deadline => {
                     // Somebody mounts, unmounts or changes it: soon there is a server, or a lock.

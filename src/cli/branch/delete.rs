@@ -105,7 +105,7 @@ fn children(store: &Store, row: &BranchRow) -> Result<Vec<BranchName>, Failure> 
 fn lock(force: bool, store: &Store, row: &BranchRow) -> Result<BranchLock, Failure> {
     match store.lock_branch(row.id) {
         Ok(lock) => return Ok(lock),
-        Err(error @ LockError::Io { .. }) => return Err(Failure::caused("lock", &error)),
+        Err(error @ LockError::Io { .. }) => return Err(failure::of_lock_file(&error)),
         Err(error @ LockError::Busy { .. }) if !force => {
             let name = &row.name;
             return Err(Failure::new("busy", format!("branch {name} is mounted or {error}")).hint(

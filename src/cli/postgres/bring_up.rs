@@ -95,7 +95,7 @@ pub(super) fn lock(
         )
         .exit(4)
         .hint("wait for it to end"),
-        LockError::Io { .. } => Failure::caused("lock", &error),
+        LockError::Io { .. } => failure::of_lock_file(&error),
     })
 }
 
