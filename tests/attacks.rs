@@ -12,6 +12,7 @@ mod import_support;
 mod mount_support;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -145,6 +146,62 @@ fn mount_where_fuse_is_missing() {
     scene.mount();
 }
 
+/// Writes to a file until that is refused; returns how it was.
+fn fill(path: &Path) -> std::io::Error {
+    let mut file = fs::File::create(path).unwrap();
+    loop {
+        let written = file.write_all(&[7; 65536]).and_then(|()| file.sync_data());
+        if let Err(error) = written {
+            return error;
+        }
+    }
+}
+
+#[test]
+fn mount_on_a_full_disk() {
+    let Some(scene) = Scene::on_a_disk_of(48 << 20) else { return };
+    let tree = tree(&scene, 8, 16 << 20);
+    scene.run(&["branch", "create", "doomed", "--from", "main"]).ok();
+    scene.mount();
+    fs::write(scene.dir.join("kept"), vec![3; 1 << 20]).unwrap();
+    fs::File::open(scene.dir.join("kept")).unwrap().sync_all().unwrap();
+    // A source that is too large leaves nothing behind.
+    let import = ["import", tree.to_str().unwrap(), "--any", "--as", "large"];
+    let error = scene.run(&import).fails(1);
+    says(&error, &["No space left", "writing", "Hint: the disk below the store is full"]);
+    assert_eq!(scene.run(&["branch", "show", "large"]).code, 1);
+    sound(&scene);
+    assert_eq!(fill(&scene.dir.join("filler")).raw_os_error(), Some(libc::ENOSPC));
+    let beside = scene.temp.path().join("small/beside");
+    assert_eq!(fill(&beside).raw_os_error(), Some(libc::ENOSPC));
+    for args in [
+        &["branch", "create", "x", "--from", "main"][..],
+        &["branch", "create", "y", "--empty"],
+        &["branch", "rename", "doomed", "z"],
+        &["import", tree.to_str().unwrap(), "--any", "--as", "large"],
+    ] {
+        let said = scene.run(args);
+        if said.code != 0 {
+            says(&said.fails(1), &["full", "Hint: the disk below the store is full"]);
+        }
+    }
+    sound(&scene);
+    // What makes room must work without any.
+    let doomed = if scene.run(&["branch", "show", "z"]).code == 0 { "z" } else { "doomed" };
+    scene.run(&["branch", "delete", doomed]).ok();
+    scene.run(&["gc"]).ok();
+    let kept = || fs::read(scene.dir.join("kept")).unwrap() == vec![3; 1 << 20];
+    assert!(kept());
+    fs::remove_file(&beside).unwrap();
+    fs::remove_file(scene.dir.join("filler")).unwrap();
+    fs::write(scene.dir.join("after"), "goes on").unwrap();
+    scene.run(&["branch", "create", "later", "--from", "main"]).ok();
+    scene.run(&["unmount", "main"]).ok();
+    sound(&scene);
+    scene.mount();
+    assert!(kept());
+}
+
 /// Flips one bit in the middle of a file.
 fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
@@ -175,6 +232,10 @@ fn mount_over_damage_exits_with_3_and_names_the_file() {
         says(&scene.run(&["mount", "old", scene.dir()]).fails(3), &[name, "Hint: `cowfs check`"]);
         let checked = scene.run(&["check"]);
         assert!(checked.code == 3 && checked.out.contains(name), "{}", checked.out);
+        let fork = ["branch", "create", "x", "--from", "old"];
+        if file == &journal {
+            says(&scene.run(&fork).fails(3), &[name, "Hint: `cowfs check`"]);
+        }
         // Another branch is not concerned.
         scene.mount();
         scene.run(&["unmount", "main"]).ok();

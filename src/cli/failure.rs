@@ -1,9 +1,12 @@
 //! Errors of the lower folders as failures with a kind and a hint.
 
+use std::io::ErrorKind;
+
 use crate::catalog::{LockError, StoreError};
 use crate::import::ImportError;
 use crate::postgres::PostgresError;
 use crate::serve::Failure;
+use crate::serve::failure::of_host;
 pub(super) use crate::serve::failure::{of_branch, of_catalog, of_lock_file};
 
 pub(super) fn of_store(error: &StoreError) -> Failure {
@@ -31,6 +34,10 @@ pub(super) fn of_import(error: &ImportError) -> Failure {
     match error {
         ImportError::Catalog(error) => return of_catalog(error),
         ImportError::Lock(error) => return of_lock_file(error),
+        // Of the source the user knows best; of the store we know that it has to have room.
+        ImportError::Host { source, .. } if source.kind() == ErrorKind::StorageFull => {
+            return of_host("import", error);
+        }
         _ => {}
     }
     let failure = Failure::caused("import", error);

@@ -3,6 +3,7 @@
 //! In one place, so that a command says the same whether it works on a branch itself or asks the
 //! process that serves it.
 
+use std::error::Error;
 use std::io;
 
 use super::protocol::Failure;
@@ -42,6 +43,7 @@ pub fn of_catalog(error: &CatalogError) -> Failure {
             failure("catalog").hint("use the cowfs that made the store")
         }
         CatalogError::Database { .. } => of_database(error),
+        CatalogError::Reserve { .. } => of_host("catalog", error),
         _ => failure("catalog"),
     }
 }
@@ -67,7 +69,7 @@ pub fn of_branch(error: &BranchError) -> Failure {
         }
         BranchError::ReadOnly { .. } => Failure::caused("read_only", error)
             .hint("unmount it first, or mount it without --read-only"),
-        BranchError::Host { source, .. } => of_host(Failure::caused("branch", error), source),
+        BranchError::Host { .. } => of_host("branch", error),
     }
 }
 
@@ -77,27 +79,35 @@ fn of_layer(error: &LayerError) -> Failure {
         LayerError::AdoptedChanged { .. } => {
             Failure::caused(DAMAGED, error).exit(3).hint(CHECK_HINT)
         }
-        LayerError::Host { source, .. } => of_host(Failure::caused("branch", error), source),
+        LayerError::Host { .. } => of_host("branch", error),
         LayerError::Latched { .. } => Failure::caused("branch", error),
     }
 }
 
-fn of_host(failure: Failure, source: &io::Error) -> Failure {
-    match host_hint(source) {
+/// A failure of the given kind, with a hint where the host's answer tells what to do.
+pub fn of_host(kind: &str, error: &(dyn Error + 'static)) -> Failure {
+    let failure = Failure::caused(kind, error);
+    match host_hint(error) {
         Some(hint) => failure.hint(hint),
         None => failure,
     }
 }
 
-/// What to do, where the host's answer alone tells it.
-pub(super) fn host_hint(source: &io::Error) -> Option<&'static str> {
-    match source.kind() {
-        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-            Some(NOT_WRITABLE_HINT)
+/// What to do, where an answer of the host among the causes of `error` alone tells it.
+pub(super) fn host_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) => {
+                return Some(NOT_WRITABLE_HINT);
+            }
+            Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                return Some(FULL_HINT);
+            }
+            _ => cause = error.source(),
         }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(FULL_HINT),
-        _ => None,
     }
+    None
 }
 
 /// A failure of the filesystem of a served branch.
@@ -111,9 +121,8 @@ pub fn of_fs(error: &FsError) -> Failure {
 
 /// A failure to take a lock, other than that somebody has it.
 pub fn of_lock_file(error: &LockError) -> Failure {
-    let failure = Failure::caused("lock", error);
     match error {
-        LockError::Io { source, .. } => of_host(failure, source),
-        LockError::Busy { .. } => failure,
+        LockError::Io { .. } => of_host("lock", error),
+        LockError::Busy { .. } => Failure::caused("lock", error),
     }
 }

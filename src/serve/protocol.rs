@@ -357,18 +357,18 @@ mod tests {
         assert!(matches!(send(&a, &bigger, soon()), Err(WireError::Length { .. })));
     }
 
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Error {
+        text: &'static str,
+        source: Option<Box<Error>>,
+    }
+
     #[test]
     fn causes_are_said_once() {
         let inner = io::Error::other("disk on fire");
         let outer = WireError::Io(inner);
         assert_eq!(with_causes(&outer), "disk on fire");
-
-        #[derive(Debug, thiserror::Error)]
-        #[error("{text}")]
-        struct Error {
-            text: &'static str,
-            source: Option<Box<Error>>,
-        }
         let error = |text, source: Option<Error>| Error { text, source: source.map(Box::new) };
         let chain = error("code 8: is read-only", Some(error("at last", None)));
         let chain = error("saving", Some(error("is read-only", Some(chain))));

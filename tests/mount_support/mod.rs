@@ -79,7 +79,24 @@ impl Scene {
         if !possible() {
             return None;
         }
+        Scene::within(tempfile::tempdir().unwrap(), store)
+    }
+
+    /// With the store on a disk of its own, of that many bytes.
+    pub fn on_a_disk_of(bytes: u64) -> Option<Scene> {
+        if !possible() {
+            return None;
+        }
         let temp = tempfile::tempdir().unwrap();
+        let small = temp.path().join("small");
+        fs::create_dir(&small).unwrap();
+        let (none, flags) = (Some("none"), nix::mount::MsFlags::empty());
+        let size = format!("size={bytes}");
+        nix::mount::mount(none, &small, Some("tmpfs"), flags, Some(size.as_str())).unwrap();
+        Scene::within(temp, "small/store")
+    }
+
+    fn within(temp: tempfile::TempDir, store: &str) -> Option<Scene> {
         let root = temp.path().canonicalize().unwrap();
         let scene = Scene { store: root.join(store), dir: root.join("dir"), temp };
         fs::create_dir_all(scene.store.parent().unwrap()).unwrap();
