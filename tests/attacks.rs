@@ -149,8 +149,9 @@ fn mount_where_fuse_is_missing() {
 /// Writes to a file until that is refused; returns how it was.
 fn fill(path: &Path) -> std::io::Error {
     let mut file = fs::File::create(path).unwrap();
+    let block = vec![7; 65536];
     loop {
-        let written = file.write_all(&[7; 65536]).and_then(|()| file.sync_data());
+        let written = file.write_all(&block).and_then(|()| file.sync_data());
         if let Err(error) = written {
             return error;
         }

@@ -79,7 +79,7 @@ impl Scene {
         if !possible() {
             return None;
         }
-        Scene::within(tempfile::tempdir().unwrap(), store)
+        Some(Scene::within(tempfile::tempdir().unwrap(), store))
     }
 
     /// With the store on a disk of its own, of that many bytes.
@@ -93,17 +93,17 @@ impl Scene {
         let (none, flags) = (Some("none"), nix::mount::MsFlags::empty());
         let size = format!("size={bytes}");
         nix::mount::mount(none, &small, Some("tmpfs"), flags, Some(size.as_str())).unwrap();
-        Scene::within(temp, "small/store")
+        Some(Scene::within(temp, "small/store"))
     }
 
-    fn within(temp: tempfile::TempDir, store: &str) -> Option<Scene> {
+    fn within(temp: tempfile::TempDir, store: &str) -> Scene {
         let root = temp.path().canonicalize().unwrap();
         let scene = Scene { store: root.join(store), dir: root.join("dir"), temp };
         fs::create_dir_all(scene.store.parent().unwrap()).unwrap();
         fs::create_dir(&scene.dir).unwrap();
         scene.run(&["init"]).ok();
         scene.run(&["branch", "create", "main", "--empty"]).ok();
-        Some(scene)
+        scene
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
