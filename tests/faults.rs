@@ -276,7 +276,8 @@ fn run(dir: &Path, fault: Option<Fault>, ending: Ending) -> (bool, Vec<String>) 
     for fs in [fs, child] {
         fs.branch.close().unwrap();
     }
-    let damage = cowfs::check::check(&store).unwrap().damage;
+    let damage =
+        cowfs::check::check(&store, &cowfs::check::Options::default(), &mut |_| ()).unwrap().damage;
     assert!(damage.is_empty(), "{fault:?}, {ending:?}: {damage:?}");
     (struck, errors)
 }

@@ -561,7 +561,9 @@ fn run(ops: &[Op]) {
     for here in &world.mounted {
         here.fs.branch.close().unwrap();
     }
-    let damage = cowfs::check::check(&world.store).unwrap().damage;
+    let damage = cowfs::check::check(&world.store, &cowfs::check::Options::default(), &mut |_| ())
+        .unwrap()
+        .damage;
     assert!(damage.is_empty(), "{damage:?}");
 }
 

@@ -30,10 +30,11 @@ pub struct BranchStats {
 }
 
 impl Branch {
-    /// Syncs everything, finalizes what is frozen, and ends the background thread.
+    /// Syncs everything, finalizes what is frozen, and ends the background threads.
     ///
     /// The caller has made sure that no request is running any more.
     pub fn close(&self) -> Result<(), BranchError> {
+        self.checksums.stop();
         self.background.stop();
         if self.mode == OpenMode::ReadOnly {
             return Ok(());
@@ -54,9 +55,10 @@ impl Branch {
         })
     }
 
-    /// Ends the background thread and nothing else, as if the process had been killed: for tests
+    /// Ends the background threads and nothing else, as if the process had been killed: for tests
     /// of recovery.
     pub fn abandon(&self) {
+        self.checksums.stop();
         self.background.stop();
     }
 

@@ -14,7 +14,7 @@ use super::view::{SealedPart, View};
 use super::{Branch, BranchError, merge};
 use crate::format::index::{FileLayout, IndexBuilder, IndexMeta};
 use crate::format::{FileKind, Ino, LayerId};
-use crate::io::{Access, HostFile};
+use crate::io::{Access, Appender};
 use crate::layer::LayerError;
 use crate::layer::data_files::DataFiles;
 use crate::layer::open::OpenLayer;
@@ -319,7 +319,7 @@ pub(super) fn write_index(
     let temporary = path.with_extension("tmp");
     let write = || -> io::Result<()> {
         let file = data.storage.open(&temporary, Access::CreateEmpty)?;
-        let mut out = BufWriter::with_capacity(1 << 20, Appender { file: &*file, at: 0 });
+        let mut out = BufWriter::with_capacity(1 << 20, Appender::new(&*file));
         builder.write(&mut out)?;
         out.flush()?;
         file.sync_data()?;
@@ -329,22 +329,4 @@ pub(super) fn write_index(
         data.storage.sync_dir(dir.parent().unwrap_or(Path::new("/")))
     };
     write().map_err(host_error("writing", &path))
-}
-
-/// Writes a host file from its beginning to its end.
-struct Appender<'a> {
-    file: &'a dyn HostFile,
-    at: u64,
-}
-
-impl Write for Appender<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let written = self.file.write_at(buf, self.at)?;
-        self.at += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,5 +1,6 @@
 //! Branches: what is stacked now, forking, sealing, and turning frozen layers into indexes.
 
+pub mod checksums;
 pub mod close;
 pub mod finalize;
 pub mod fork;
@@ -82,6 +83,8 @@ pub struct Branch {
     fork_turn: Mutex<()>,
     /// Wakes the background finalizer.
     background: finalize::Background,
+    /// Makes the checksums of sealed layers.
+    checksums: Arc<checksums::Checksums>,
     next_ino: std::sync::atomic::AtomicU64,
     boot_id: [u8; 16],
     _lock: BranchLock,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::checksums::Checksums;
 use super::finalize::Background;
 use super::view::{SealedPart, View};
 use super::{Branch, BranchError, OpenMode, recover};
@@ -87,6 +88,7 @@ impl Branch {
             current: Mutex::new(view),
             fork_turn: Mutex::new(()),
             background: Background::default(),
+            checksums: Arc::default(),
             next_ino,
             boot_id,
             _lock: lock,
@@ -99,6 +101,7 @@ impl Branch {
         }
         if mode == OpenMode::ReadWrite && host.background {
             Background::start(&branch);
+            Checksums::start(&branch);
         }
         Ok(branch)
     }

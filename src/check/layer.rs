@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use super::mend::Mend;
 use super::{Report, adopted};
 use crate::catalog::{LayerRow, Store};
 use crate::format::index::Index;
@@ -24,7 +25,22 @@ pub(super) fn check_layer(store: &Store, row: &LayerRow, report: &mut Report) {
         );
         return;
     }
-    check_index(&dir.join("merged"), row, report, false);
+    check_merged(&dir.join("merged"), row, report);
+    for name in ["index.tmp", "merged.tmp", "sums.tmp"] {
+        let path = dir.join(name);
+        if path.exists() {
+            report.leftover(path, "left behind by an interrupted write", Mend::RemoveTemporary);
+        }
+    }
+}
+
+/// A merged index says what the indexes of the layers below it say: it may go if it is damaged.
+fn check_merged(path: &Path, row: &LayerRow, report: &mut Report) {
+    let before = report.damage.len();
+    check_index(path, row, report, false);
+    for finding in report.damage.iter_mut().skip(before) {
+        finding.mend = Some(Mend::RemoveMerged);
+    }
 }
 
 /// Whether there is a journal; damage in it is reported.

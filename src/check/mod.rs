@@ -1,12 +1,18 @@
 //! The offline verifier: reads a store through `catalog`, `format` and `io` only, never through
-//! the engine, so that it does not share the engine's mistakes. It changes nothing.
+//! the engine, so that it does not share the engine's mistakes. It changes nothing but what
+//! [`repair`](mend::mend) is told to.
 
 mod adopted;
+mod contents;
 mod layer;
+pub mod mend;
+mod names;
 
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 
-use crate::catalog::{CatalogError, LayerState, Store};
+use crate::catalog::{BranchName, CatalogError, LayerRow, LayerState, Store};
+use crate::format::LayerId;
 
 /// Something that is not as it must be.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -15,49 +21,166 @@ pub struct Finding {
     pub path: PathBuf,
     /// What is wrong with it.
     pub problem: String,
+    /// The branches that stand on it.
+    pub branches: Vec<String>,
+    /// What would mend it without a risk for data, if anything does.
+    pub mend: Option<mend::Mend>,
+}
+
+/// What to look at.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Only what this branch stands on.
+    pub branch: Option<BranchName>,
+    /// Read all contents, and compare them with their checksums.
+    pub read_data: bool,
 }
 
 /// What a check saw.
 #[derive(Debug, Default, serde::Serialize)]
 pub struct Report {
-    /// Branches in the catalog.
+    /// Branches looked at.
     pub branches: usize,
-    /// Layers that some branch reaches.
+    /// Layers that they reach.
     pub layers: usize,
     /// Data files compared with the ownership that indexes claim.
     pub data_files: u64,
+    /// Names whose targets were followed.
+    pub names: u64,
+    /// Bytes of contents that were read and agree with their checksum.
+    pub verified_bytes: u64,
+    /// Bytes of contents that were read and have no checksum (yet).
+    pub unverified_bytes: u64,
     /// Layers that nothing reaches; `cowfs gc` frees them. Not damage.
     pub unreachable_layers: usize,
+    /// Bytes in data files that no record leads to. Not damage.
+    pub leaked_bytes: u64,
     /// Damage; empty for a sound store.
     pub damage: Vec<Finding>,
+    /// What is superfluous, and harmless.
+    pub leftovers: Vec<Finding>,
+    #[serde(skip)]
+    affected: BTreeMap<LayerId, BTreeSet<String>>,
+    #[serde(skip)]
+    current: Option<LayerId>,
 }
 
 impl Report {
+    fn finding(&self, path: PathBuf, problem: String, mend: Option<mend::Mend>) -> Finding {
+        let branches = self.current.and_then(|layer| self.affected.get(&layer));
+        let branches = branches.into_iter().flatten().cloned().collect();
+        Finding { path, problem, branches, mend }
+    }
+
     fn damaged(&mut self, path: impl Into<PathBuf>, problem: impl std::fmt::Display) {
-        self.damage.push(Finding { path: path.into(), problem: problem.to_string() });
+        let finding = self.finding(path.into(), problem.to_string(), None);
+        self.damage.push(finding);
+    }
+
+    fn mendable(
+        &mut self,
+        path: impl Into<PathBuf>,
+        problem: impl std::fmt::Display,
+        mend: mend::Mend,
+    ) {
+        let finding = self.finding(path.into(), problem.to_string(), Some(mend));
+        self.damage.push(finding);
+    }
+
+    fn leftover(&mut self, path: impl Into<PathBuf>, problem: &str, mend: mend::Mend) {
+        let finding = self.finding(path.into(), problem.to_owned(), Some(mend));
+        self.leftovers.push(finding);
     }
 }
 
 /// Verifies a store: the catalog, every reachable layer's logs and indexes with all checksums,
-/// and every claim of ownership against its data file. Branches may be mounted meanwhile.
-pub fn check(store: &Store) -> Result<Report, CatalogError> {
-    let mut report = Report { branches: store.catalog.branches()?.len(), ..Report::default() };
+/// every claim of ownership against its data file, and the tree of names of every branch. Branches
+/// may be mounted meanwhile: of what they have not synced yet nothing is expected.
+///
+/// `progress` is told of every few megabytes of contents that were read (their number in bytes).
+pub fn check(
+    store: &Store,
+    options: &Options,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Report, CatalogError> {
+    let mut report = Report::default();
     for problem in store.catalog.self_check()? {
         report.damaged(store.catalog.path(), problem);
     }
-    for branch in store.catalog.branches()? {
-        if let Err(error) = store.catalog.chain(branch.head) {
-            report.damaged(store.catalog.path(), format!("branch {}: {error}", branch.name));
+    let mut branches = store.catalog.branches()?;
+    if let Some(only) = &options.branch {
+        branches.retain(|branch| branch.name == *only);
+    }
+    report.branches = branches.len();
+    let mut chains = Vec::with_capacity(branches.len());
+    for branch in &branches {
+        match store.catalog.chain(branch.head) {
+            Ok(chain) => {
+                for row in &chain {
+                    let affected = report.affected.entry(row.id).or_default();
+                    affected.insert(branch.name.to_string());
+                }
+                chains.push(chain);
+            }
+            Err(error) => {
+                report.damaged(store.catalog.path(), format!("branch {}: {error}", branch.name));
+            }
         }
     }
+    let sound = check_layers(store, options, progress, &mut report)?;
+    check_trees(store, &chains, &sound, &mut report);
+    report.current = None;
+    Ok(report)
+}
+
+/// Looks at every layer; returns those whose records can be read.
+fn check_layers(
+    store: &Store,
+    options: &Options,
+    progress: &mut dyn FnMut(u64),
+    report: &mut Report,
+) -> Result<HashSet<LayerId>, CatalogError> {
     let reachable = store.catalog.reachable_layers()?;
+    let mut sound = HashSet::new();
     for row in store.catalog.all_layers()? {
         if !reachable.contains(&row.id) {
             report.unreachable_layers += usize::from(row.state != LayerState::Importing);
             continue;
         }
+        if !report.affected.contains_key(&row.id) {
+            continue;
+        }
         report.layers += 1;
-        layer::check_layer(store, &row, &mut report);
+        report.current = Some(row.id);
+        let before = report.damage.len();
+        layer::check_layer(store, &row, report);
+        if report.damage.len() == before {
+            sound.insert(row.id);
+        }
+        contents::check_contents(store, &row, options.read_data, progress, report);
     }
-    Ok(report)
+    Ok(sound)
+}
+
+/// Follows the names of every branch whose layers can all be read; branches with the same
+/// contents are followed once.
+fn check_trees(
+    store: &Store,
+    chains: &[Vec<LayerRow>],
+    sound: &HashSet<LayerId>,
+    report: &mut Report,
+) {
+    let mut followed = HashSet::new();
+    for chain in chains {
+        let used: Vec<&LayerRow> =
+            chain.iter().filter(|row| names::has_records(store, row)).collect();
+        let Some(newest) = used.first() else { continue };
+        if !followed.insert(newest.id) || !used.iter().all(|row| sound.contains(&row.id)) {
+            continue;
+        }
+        report.current = Some(newest.id);
+        if let Err(problem) = names::check_tree(store, &used, report) {
+            report.damaged(store.layer_dir(newest.id), problem);
+        }
+    }
 }

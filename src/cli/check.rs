@@ -1,35 +1,159 @@
 //! `cowfs check`: verifies a store.
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
 use super::{failure, output};
-use crate::catalog::Store;
-use crate::check;
+use crate::branch::checksums::add_checksums;
+use crate::catalog::{BranchName, Store};
+use crate::check::{self, Finding, Options, Report, mend};
 use crate::serve::Failure;
 
-/// Arguments of `cowfs check`.
+/// Branches that a finding names; more are counted.
+const BRANCHES_SHOWN: usize = 5;
+
+/// Verify the store: catalog, checksums, ownership against data files, names
+///
+/// Reads the store by its formats alone. Branches may be mounted; of what they have not synced yet
+/// nothing is expected.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit code 3 if damage was found. Nothing is changed.")]
+#[command(after_help = "Exit code 3 if damage was found. Nothing is changed without --repair or \
+                        --add-checksums.
+
+Examples:
+  cowfs check
+  cowfs check --branch main --read-data
+  cowfs check --repair")]
 pub(super) struct CheckArgs {
+    /// Check only what this branch stands on
+    #[arg(long, value_name = "BRANCH")]
+    branch: Option<BranchName>,
+    /// Read all contents and compare them with their checksums
+    #[arg(long)]
+    read_data: bool,
+    /// First make the checksums that sealed layers do not have yet
+    #[arg(long)]
+    add_checksums: bool,
+    /// Mend what can be mended without a risk for data, and say what
+    #[arg(long)]
+    repair: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
-pub(super) fn run(args: &CheckArgs, store: &Store) -> Result<u8, Failure> {
-    let report = check::check(store).map_err(|error| failure::of_catalog(&error))?;
-    if args.json {
-        output::print_json(&report)?;
-    } else {
-        for finding in &report.damage {
-            output::print(&format!("{}: {}\n", finding.path.display(), finding.problem));
-        }
-        let verdict = match report.damage.len() {
-            0 => "sound".to_owned(),
-            n => format!("DAMAGED: {n} findings"),
-        };
-        output::print(&format!(
-            "{verdict}; {} branches, {} layers, {} data files checked; {} layers for gc\n",
-            report.branches, report.layers, report.data_files, report.unreachable_layers
-        ));
+#[derive(serde::Serialize)]
+struct Outcome<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    /// Paths that `--repair` mended.
+    mended: Vec<&'a std::path::Path>,
+}
+
+pub(super) fn run(args: &CheckArgs, store: Store) -> Result<u8, Failure> {
+    let store = Arc::new(store);
+    if let Some(name) = &args.branch {
+        store.catalog.require_branch(name).map_err(|error| failure::of_catalog(&error))?;
     }
-    Ok(if report.damage.is_empty() { 0 } else { 3 })
+    let bar = indicatif::ProgressBar::no_length().with_style(
+        indicatif::ProgressStyle::with_template("{msg} {bytes} {bytes_per_sec}")
+            .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()),
+    );
+    if args.add_checksums {
+        bar.set_message("making checksums");
+        let mut pace = |bytes| {
+            bar.inc(bytes);
+            ControlFlow::Continue(())
+        };
+        add_checksums(&store, args.branch.as_ref(), &mut pace)
+            .map_err(|error| failure::of_branch(&error))?;
+        bar.set_position(0);
+    }
+    let options = Options { branch: args.branch.clone(), read_data: args.read_data };
+    bar.set_message("reading");
+    let report = check::check(&store, &options, &mut |bytes| bar.inc(bytes))
+        .map_err(|error| failure::of_catalog(&error))?;
+    bar.finish_and_clear();
+    let mended = if args.repair { repair(&report) } else { Vec::new() };
+    let left = report.damage.iter().filter(|finding| !mended.contains(&finding.path.as_path()));
+    let left = left.count();
+    if args.json {
+        output::print_json(&Outcome { report: &report, mended })?;
+    } else {
+        output::print(&text(args, &report, &mended, left));
+    }
+    Ok(if left == 0 { 0 } else { 3 })
+}
+
+/// Mends what can be mended; says of each what it does before it does it.
+fn repair(report: &Report) -> Vec<&std::path::Path> {
+    let mut mended = Vec::new();
+    let unmendable = report.damage.iter().any(|finding| finding.mend.is_none());
+    for finding in report.damage.iter().chain(&report.leftovers) {
+        let Some(way) = finding.mend else { continue };
+        let path = finding.path.display();
+        if unmendable && way != mend::Mend::RemoveSums {
+            eprintln!("{path}: kept, because other damage cannot be mended");
+            continue;
+        }
+        eprintln!("{path}: {} - {}", finding.problem, way.effect());
+        match mend::mend(finding) {
+            Ok(true) => mended.push(finding.path.as_path()),
+            Ok(false) => eprintln!("{path}: kept, because it may be in use"),
+            Err(error) => eprintln!("{path}: kept: {error}"),
+        }
+    }
+    mended
+}
+
+fn text(args: &CheckArgs, report: &Report, mended: &[&std::path::Path], left: usize) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for finding in &report.damage {
+        let _ = writeln!(text, "{}", sentence(finding, mended));
+    }
+    let verdict = match (left, mended.len()) {
+        (0, 0) => "sound".to_owned(),
+        (0, n) => format!("sound; {n} mended"),
+        (n, _) => format!("DAMAGED: {n} findings"),
+    };
+    let Report { branches, layers, data_files, names, .. } = report;
+    let _ = writeln!(
+        text,
+        "{verdict}; {branches} branches, {layers} layers, {data_files} data files, \
+         {names} names checked; {} layers for gc",
+        report.unreachable_layers
+    );
+    if args.read_data {
+        let _ = writeln!(
+            text,
+            "{} agree with their checksums, {} have none yet",
+            output::bytes(report.verified_bytes),
+            output::bytes(report.unverified_bytes)
+        );
+    }
+    let leftovers = report.leftovers.len()
+        - report.leftovers.iter().filter(|f| mended.contains(&f.path.as_path())).count();
+    if leftovers > 0 {
+        let leaked = output::bytes(report.leaked_bytes);
+        let _ = writeln!(text, "{leftovers} superfluous files ({leaked}); --repair removes them");
+    }
+    text
+}
+
+fn sentence(finding: &Finding, mended: &[&std::path::Path]) -> String {
+    let mut text = format!("{}: {}", finding.path.display(), finding.problem);
+    if !finding.branches.is_empty() {
+        let shown: Vec<&str> =
+            finding.branches.iter().take(BRANCHES_SHOWN).map(String::as_str).collect();
+        let more = finding.branches.len().saturating_sub(BRANCHES_SHOWN);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        text = format!("{text} (concerns {}{more})", shown.join(", "));
+    }
+    if mended.contains(&finding.path.as_path()) {
+        text.push_str(" [mended]");
+    } else if finding.mend.is_some() {
+        text.push_str(" [--repair mends it]");
+    }
+    text
 }

@@ -6,6 +6,7 @@
 mod branch;
 mod check;
 mod completions;
+mod dump;
 mod failure;
 mod gc;
 mod import;
@@ -88,8 +89,8 @@ enum Command {
     Logs(postgres::logs::LogsArgs),
     /// Free what no branch reaches any more
     Gc(gc::GcArgs),
-    /// Verify the store: catalog, checksums, ownership against data files
     Check(check::CheckArgs),
+    Dump(dump::DumpArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print the manual pages, or write them to a directory
@@ -194,7 +195,8 @@ impl Cli {
             Command::Url(args) => postgres::url::run(args, &self.open_store()?),
             Command::Env(args) => postgres::env::run(args, &self.open_store()?),
             Command::Logs(args) => postgres::logs::run(args, &self.open_store()?),
-            Command::Check(args) => check::run(args, &self.open_store()?),
+            Command::Check(args) => check::run(args, self.open_store()?),
+            Command::Dump(args) => dump::run(args, || self.open_store()),
             Command::Completions(args) => Ok(completions::run(args)),
             Command::Man(args) => completions::run_man(args),
         }

@@ -17,6 +17,7 @@ pub mod name_hash;
 #[cfg(test)]
 #[allow(clippy::indexing_slicing)]
 mod samples;
+pub mod sums;
 
 pub use error::FormatError;
 pub use id::{BranchId, GRANULE_BYTES, Granule, Ino, LayerId};

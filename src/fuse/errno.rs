@@ -36,6 +36,7 @@ fn layer_errno(error: &LayerError) -> Errno {
     match error {
         LayerError::Host { source, .. } => host_errno(source),
         LayerError::Damaged { .. }
+        | LayerError::Corrupt { .. }
         | LayerError::Latched { .. }
         | LayerError::AdoptedChanged { .. } => Errno::EIO,
     }

@@ -107,6 +107,11 @@ impl HostFile for FaultFile {
         self.inner.read_at(buf, offset)
     }
 
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.plan.check(Call::Read)?;
+        self.inner.read_once_at(buf, offset)
+    }
+
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         self.plan.check(Call::Write)?;
         self.inner.write_at(buf, offset)

@@ -33,6 +33,16 @@ impl HostFile for RealFile {
         self.0.read_at(buf, offset)
     }
 
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        match sys::read_uncached(self.0.as_fd(), buf, offset) {
+            // Before Linux 6.14, or a filesystem that does not know it.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
+                self.read_at(buf, offset)
+            }
+            other => other,
+        }
+    }
+
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         self.0.write_at(buf, offset)
     }

@@ -61,6 +61,11 @@ pub enum Allocate {
 pub trait HostFile: Send + Sync {
     /// Reads at `offset`; a short count means end of file or an interruption.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Like [`HostFile::read_at`], for bytes that nobody will want again soon: they are not kept in
+    /// the host's page cache where it can do without.
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buf, offset)
+    }
     /// Writes at `offset`; may write less than asked.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize>;
     /// Sets the length in bytes.
@@ -107,9 +112,22 @@ pub trait Storage: Send + Sync {
 }
 
 /// Reads until `buf` is full or the file ends; the rest of `buf` becomes zeros.
-pub fn read_full_at(file: &dyn HostFile, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+pub fn read_full_at(file: &dyn HostFile, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    read_full(|buf, offset| file.read_at(buf, offset), buf, offset)
+}
+
+/// Like [`read_full_at`], with [`HostFile::read_once_at`].
+pub fn read_full_once_at(file: &dyn HostFile, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    read_full(|buf, offset| file.read_once_at(buf, offset), buf, offset)
+}
+
+fn read_full(
+    read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
+    mut buf: &mut [u8],
+    mut offset: u64,
+) -> io::Result<()> {
     while !buf.is_empty() {
-        match file.read_at(buf, offset) {
+        match read(buf, offset) {
             Ok(0) => {
                 buf.fill(0);
                 return Ok(());
@@ -139,4 +157,29 @@ pub fn write_all_at(file: &dyn HostFile, mut buf: &[u8], mut offset: u64) -> io:
         }
     }
     Ok(())
+}
+
+/// Writes a host file from its beginning to its end.
+pub struct Appender<'a> {
+    file: &'a dyn HostFile,
+    at: u64,
+}
+
+impl<'a> Appender<'a> {
+    /// Writes to `file` from offset 0 on.
+    pub fn new(file: &'a dyn HostFile) -> Appender<'a> {
+        Appender { file, at: 0 }
+    }
+}
+
+impl io::Write for Appender<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.file.write_at(buf, self.at)?;
+        self.at += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

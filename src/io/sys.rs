@@ -39,6 +39,32 @@ pub fn copy_range(
     if copied < 0 { Err(io::Error::last_os_error()) } else { Ok(copied as u64) }
 }
 
+/// `preadv2(RWF_DONTCACHE)`: reads without keeping in the page cache what was not there before.
+/// Fails with `EOPNOTSUPP` where the kernel (before 6.14) or the filesystem does not know it.
+pub fn read_uncached(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // SAFETY: the one buffer is writable for its length and outlives the call.
+    let read = unsafe {
+        libc::preadv2(fd.as_raw_fd(), &raw const iov, 1, offset as i64, libc::RWF_DONTCACHE)
+    };
+    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(read as usize) }
+}
+
+/// Makes the calling thread give way to everybody else, for the processor and for the disk.
+/// A hint: where it is refused, the thread runs like any other.
+pub fn yield_to_others() {
+    const IOPRIO_WHO_PROCESS: libc::c_long = 1;
+    const IOPRIO_CLASS_IDLE: libc::c_long = 3 << 13;
+    const THIS_THREAD: libc::c_long = 0;
+    const LOWEST: libc::c_int = 19;
+    // SAFETY: neither takes a pointer, and both change only the calling thread (on Linux a
+    // "process" of these calls is a thread).
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST);
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, THIS_THREAD, IOPRIO_CLASS_IDLE);
+    }
+}
+
 /// `sync_file_range(SYNC_FILE_RANGE_WRITE)`: starts write-out, does not wait, reports nothing.
 pub fn start_write_out(fd: BorrowedFd<'_>, offset: u64, len: u64) {
     // SAFETY: no pointers; a failure only means that write-out starts later.

@@ -10,9 +10,10 @@ use parking_lot::{Mutex, RwLock};
 
 use super::LayerError;
 use crate::format::index::Index;
+use crate::format::sums::Sums;
 use crate::format::{AdoptedSource, GRANULE_BYTES, Ino, LayerId, OwnedRun};
 use crate::io::pool::FilePool;
-use crate::io::{Access, HostFile, Storage, read_full_at};
+use crate::io::{Access, HostFile, Storage};
 
 /// An adopted directory that serves as a base layer.
 struct AdoptedBase {
@@ -28,6 +29,8 @@ pub struct DataFiles {
     pool: FilePool,
     adopted: RwLock<HashMap<LayerId, Arc<AdoptedBase>>>,
     entries_synced: Mutex<HashSet<PathBuf>>,
+    /// Checksums of the sealed layers that were read from; `None` where there are none.
+    pub(super) sums: RwLock<HashMap<LayerId, Option<Arc<Sums>>>>,
 }
 
 impl DataFiles {
@@ -43,6 +46,7 @@ impl DataFiles {
             pool: FilePool::new(descriptors),
             adopted: RwLock::default(),
             entries_synced: Mutex::default(),
+            sums: RwLock::default(),
         })
     }
 
@@ -107,19 +111,27 @@ impl DataFiles {
     }
 
     /// Reads within one run of an immutable layer: `buf` from byte `offset` of its data file.
-    /// What lies past the end of the data file reads as zeros.
+    /// What lies past the end of the data file reads as zeros. Granules that have a checksum are
+    /// verified.
     pub fn read_run(&self, run: OwnedRun, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
-        let adopted = self.adopted.read().get(&run.layer).cloned();
+        let found = self.immutable(run.layer, run.file)?;
+        self.read_verified(&found, buf, offset)?;
+        found.check_unchanged()
+    }
+
+    /// The data file `file` of an immutable layer, or the adopted file that stands for it.
+    pub(super) fn immutable(&self, layer: LayerId, file: Ino) -> Result<Immutable, LayerError> {
+        let adopted = self.adopted.read().get(&layer).cloned();
         if let Some(base) = adopted {
-            return self.read_adopted(&base, run, buf, offset);
+            return self.adopted_file(&base, layer, file);
         }
-        let path = self.path(run.layer, run.file);
+        let path = self.path(layer, file);
         let what = "opening a data file of a sealed layer";
-        let file = self
+        let host = self
             .pool
-            .get((run.layer, run.file), || self.open_shared(&path))
-            .map_err(LayerError::host(run.layer, what))?;
-        read_full_at(&*file, buf, offset).map_err(LayerError::host(run.layer, "reading"))
+            .get((layer, file), || self.open_shared(&path))
+            .map_err(LayerError::host(layer, what))?;
+        Ok(Immutable { layer, file, host, path, adopted: None })
     }
 
     /// Opens a data file that may be this branch's own or another's: writable where possible,
@@ -153,16 +165,15 @@ impl DataFiles {
         }
     }
 
-    fn read_adopted(
+    fn adopted_file(
         &self,
         base: &AdoptedBase,
-        run: OwnedRun,
-        buf: &mut [u8],
-        offset: u64,
-    ) -> Result<(), LayerError> {
-        let index_path = self.layer_dir(run.layer).join("index");
-        let record = base.index.inode(run.file).map_err(|source| LayerError::Damaged {
-            layer: run.layer,
+        layer: LayerId,
+        file: Ino,
+    ) -> Result<Immutable, LayerError> {
+        let index_path = self.layer_dir(layer).join("index");
+        let record = base.index.inode(file).map_err(|source| LayerError::Damaged {
+            layer,
             path: index_path,
             source,
         })?;
@@ -176,21 +187,40 @@ impl DataFiles {
             <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&source.path),
         ));
         let open = || self.storage.open(&path, Access::Read);
-        let file = match self.pool.get((run.layer, run.file), open) {
-            Ok(file) => file,
+        match self.pool.get((layer, file), open) {
+            Ok(host) => Ok(Immutable { layer, file, host, path, adopted: Some(source) }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(LayerError::AdoptedChanged { path, change: "it is gone" });
+                Err(LayerError::AdoptedChanged { path, change: "it is gone" })
             }
-            Err(e) => return Err(LayerError::host(run.layer, "opening an adopted file")(e)),
-        };
-        read_full_at(&*file, buf, offset).map_err(LayerError::host(run.layer, "reading"))?;
-        // After the read: a change that came before the bytes were taken must not go unnoticed.
-        let now = file.metadata().map_err(LayerError::host(run.layer, "checking"))?;
-        match difference(&source, &now) {
+            Err(e) => Err(LayerError::host(layer, "opening an adopted file")(e)),
+        }
+    }
+}
+
+/// A host file that holds contents of an immutable layer.
+pub(super) struct Immutable {
+    /// The layer.
+    pub(super) layer: LayerId,
+    /// The data file within it.
+    pub(super) file: Ino,
+    /// The host file.
+    pub(super) host: Arc<dyn HostFile>,
+    /// Where it lies.
+    pub(super) path: PathBuf,
+    adopted: Option<AdoptedSource>,
+}
+
+impl Immutable {
+    /// Fails if it is a file of an adopted base that was changed. To be asked after a read: a
+    /// change that came before the bytes were taken must not go unnoticed.
+    pub(super) fn check_unchanged(&self) -> Result<(), LayerError> {
+        let Some(source) = &self.adopted else { return Ok(()) };
+        let now = self.host.metadata().map_err(LayerError::host(self.layer, "checking"))?;
+        match difference(source, &now) {
             None => Ok(()),
             Some(change) => {
-                tracing::error!(path = %path.display(), change, "adopted base changed");
-                Err(LayerError::AdoptedChanged { path, change })
+                tracing::error!(path = %self.path.display(), change, "adopted base changed");
+                Err(LayerError::AdoptedChanged { path: self.path.clone(), change })
             }
         }
     }

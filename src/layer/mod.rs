@@ -11,6 +11,7 @@ pub mod read;
 pub mod replay;
 pub mod sealed;
 pub mod settle;
+pub mod sums;
 pub mod sync;
 pub mod write;
 
@@ -40,6 +41,19 @@ pub enum LayerError {
         path: PathBuf,
         /// What is wrong with it.
         source: crate::format::FormatError,
+    },
+    /// Contents of a sealed layer are not what they were when their checksum was made.
+    #[error(
+        "layer {layer:012x}: corrupt contents in {path} at offset {offset} (checksum mismatch)",
+        layer = layer.0, path = path.display()
+    )]
+    Corrupt {
+        /// The layer.
+        layer: LayerId,
+        /// The data file, or the file of an adopted base.
+        path: PathBuf,
+        /// Where the granule begins, in bytes.
+        offset: u64,
     },
     /// An earlier fsync of the file failed: what the disk holds is unknown until it is checked.
     #[error("layer {layer:012x}: an earlier sync of inode {ino} failed; remount and check the branch", layer = layer.0)]

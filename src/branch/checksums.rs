@@ -1,0 +1,155 @@
+//! The thread that makes the checksums of a branch's sealed layers, out of everybody's way.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::open::data_files;
+use super::{Branch, BranchError};
+use crate::catalog::{BranchName, LayerState, Store};
+use crate::format::LayerId;
+use crate::io::host::HostStorage;
+use crate::io::sys;
+use crate::layer::sealed::{IndexFile, open_index};
+use crate::layer::sums::{self, Made};
+
+/// A branch that was just mounted is about to be used: its reads come first.
+const FIRST_LOOK_AFTER: Duration = Duration::from_secs(10);
+/// How often the thread looks for layers that were sealed meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// A failure (a full disk, mostly) will not be gone in seconds.
+const AFTER_A_FAILURE: Duration = Duration::from_secs(600);
+/// Bytes read per second, at most.
+const BYTES_PER_SECOND_MAX: u64 = 64 << 20;
+
+/// The checksum thread of a branch.
+#[derive(Default)]
+pub struct Checksums {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    stop: bool,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Checksums {
+    /// Starts the thread of `branch`.
+    pub fn start(branch: &Arc<Branch>) {
+        let (weak, checksums) = (Arc::downgrade(branch), branch.checksums.clone());
+        let spawned =
+            std::thread::Builder::new().name("cowfs-checksums".to_owned()).spawn(move || {
+                sys::yield_to_others();
+                run(&checksums, &weak);
+            });
+        match spawned {
+            Ok(thread) => branch.checksums.state.lock().thread = Some(thread),
+            Err(error) => tracing::warn!(%error, "no thread: sealed layers get no checksums"),
+        }
+    }
+
+    /// Ends the thread and waits for it; a half-made file is made again next time.
+    pub fn stop(&self) {
+        let thread = {
+            let mut state = self.state.lock();
+            state.stop = true;
+            state.thread.take()
+        };
+        self.changed.notify_all();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A panic aborts the process, so there is no other outcome to look at.
+            let _ = thread.join();
+        }
+    }
+
+    /// Waits; `Break` when the thread shall end.
+    fn pause(&self, length: Duration) -> ControlFlow<()> {
+        let mut state = self.state.lock();
+        if !state.stop {
+            self.changed.wait_for(&mut state, length);
+        }
+        if state.stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+fn run(checksums: &Checksums, weak: &Weak<Branch>) {
+    let mut settled = HashSet::new();
+    let mut pause = FIRST_LOOK_AFTER;
+    loop {
+        if checksums.pause(pause).is_break() {
+            return;
+        }
+        let Some(branch) = weak.upgrade() else { return };
+        pause = LOOK_EVERY;
+        let mut pace = |bytes: u64| {
+            let nanos = bytes.saturating_mul(1_000_000_000) / BYTES_PER_SECOND_MAX;
+            checksums.pause(Duration::from_nanos(nanos))
+        };
+        if let Err(error) = branch.make_checksums(&mut settled, &mut pace) {
+            tracing::warn!(%error, "making checksums failed; it is tried again later");
+            pause = AFTER_A_FAILURE;
+        }
+    }
+}
+
+impl Branch {
+    /// Makes the checksums of every sealed layer of the branch that is not in `settled` and adds
+    /// to that the layers that have theirs. `pace`: see [`sums::make`].
+    fn make_checksums(
+        &self,
+        settled: &mut HashSet<LayerId>,
+        pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), BranchError> {
+        let view = self.view();
+        let Some(newest) = view.open_parent else { return Ok(()) };
+        for row in self.store.catalog.chain(newest)? {
+            if settled.contains(&row.id) || !row.used {
+                continue;
+            }
+            match sums::make(&self.data, row.id, pace)? {
+                Made::Now | Made::Before => {
+                    settled.insert(row.id);
+                }
+                Made::Elsewhere | Made::NotSealed => {}
+                Made::Stopped => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the checksums that the sealed layers of a store (or of one branch of it) lack.
+///
+/// Layers that are not finalized, and layers that another process works on, are passed over.
+pub fn add_checksums(
+    store: &Arc<Store>,
+    branch: Option<&BranchName>,
+    pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<(), BranchError> {
+    let data = data_files(Arc::new(HostStorage), store);
+    let mut seen = HashSet::new();
+    for row in store.catalog.branches()? {
+        if branch.is_some_and(|only| *only != row.name) {
+            continue;
+        }
+        for layer in store.catalog.chain(row.head)? {
+            if layer.state != LayerState::Sealed || !layer.used || !seen.insert(layer.id) {
+                continue;
+            }
+            if let Some(dir) = &layer.adopted_from
+                && let Some(index) = open_index(&data, layer.id, IndexFile::Own)?
+            {
+                data.adopt(layer.id, dir.clone(), index);
+            }
+            sums::make(&data, layer.id, pace)?;
+        }
+    }
+    Ok(())
+}

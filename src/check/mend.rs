@@ -1,0 +1,82 @@
+//! What can be mended without a risk for data: files that are derived from others, and files that
+//! nothing leads to.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::Path;
+
+use super::Finding;
+use crate::format::index::Index;
+use crate::io::sys;
+
+/// A way to mend a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mend {
+    /// The checksums of a layer: made again from its contents.
+    RemoveSums,
+    /// A merged index: the layers' own indexes say the same.
+    RemoveMerged,
+    /// A file that was being written when its writer stopped.
+    RemoveTemporary,
+    /// A data file of a sealed layer that no record leads to.
+    RemoveDataFile,
+}
+
+impl Mend {
+    /// What it does, as the end of a sentence.
+    pub fn effect(self) -> &'static str {
+        match self {
+            Mend::RemoveSums => "removing it; the checksums are made again from the contents",
+            Mend::RemoveMerged => "removing it; the indexes of the single layers say the same",
+            Mend::RemoveTemporary => "removing it; nothing refers to it",
+            Mend::RemoveDataFile => "removing it; its layer is sealed and no record leads to it",
+        }
+    }
+}
+
+/// Mends a finding; `Ok(false)` if it has to stay for now, because somebody may be using it.
+pub fn mend(finding: &Finding) -> io::Result<bool> {
+    let path = &finding.path;
+    match finding.mend {
+        None => return Ok(false),
+        Some(Mend::RemoveSums) => {}
+        // Without the layer's own index the merged one may be the last to know.
+        Some(Mend::RemoveMerged | Mend::RemoveDataFile) if !own_index_is_sound(path) => {
+            return Ok(false);
+        }
+        Some(Mend::RemoveMerged | Mend::RemoveDataFile) => {}
+        Some(Mend::RemoveTemporary) => {
+            let lock = if path.ends_with("sums.tmp") {
+                path.clone()
+            } else {
+                path.with_file_name("finalize.lock")
+            };
+            let Some(_lock) = try_lock(&lock)? else { return Ok(false) };
+            std::fs::remove_file(path)?;
+            return Ok(true);
+        }
+    }
+    std::fs::remove_file(path)?;
+    Ok(true)
+}
+
+/// The lock of a writer; `None` if a writer holds it.
+fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Whether the index of the layer that `path` belongs to can be relied on.
+fn own_index_is_sound(path: &Path) -> bool {
+    // A data file lies two directories deeper than a merged index.
+    let index = path.ancestors().skip(1).take(3).map(|dir| dir.join("index")).find(|p| p.exists());
+    let map =
+        index.and_then(|path| File::open(path).ok()).and_then(|f| sys::map_immutable(&f).ok());
+    let opened = map.and_then(|map| Index::open(Box::new(map)).ok());
+    opened.is_some_and(|index| index.verify().is_ok())
+}

@@ -1,0 +1,200 @@
+//! Checksums of sealed contents: bit rot is found by `check` and never served by a mount.
+//!
+//! Needs root and /dev/fuse; says so and passes where they are missing.
+#![allow(clippy::unwrap_used)]
+
+#[macro_use]
+mod mount_support;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use mount_support::Scene;
+use serde_json::Value;
+
+const GRANULE: u64 = 4096;
+
+/// The branch `base`, made of three files of 20 granules and a bit, with checksums.
+fn sealed(scene: &Scene) {
+    let tree = scene.temp.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    for (number, name) in ["rotten", "sound", "short"].into_iter().enumerate() {
+        let bytes: Vec<u8> = (0..82_000_u32).map(|at| (at / 7 + number as u32) as u8).collect();
+        fs::write(tree.join(name), bytes).unwrap();
+    }
+    scene.run(&["import", tree.to_str().unwrap(), "--any", "--as", "base"]).ok();
+    let said = scene.run(&["check", "--add-checksums", "--read-data"]).ok();
+    assert!(said.contains("sound"), "{said}");
+}
+
+fn checked(scene: &Scene, code: i32) -> Value {
+    let said = scene.run(&["check", "--read-data", "--json"]);
+    assert_eq!(said.code, code, "{}{}", said.out, said.err);
+    serde_json::from_str(&said.out).unwrap()
+}
+
+/// The data file whose contents begin as those of `name` do.
+fn data_file(scene: &Scene, number: u8) -> PathBuf {
+    let begins = [number; 7];
+    let mut found = Vec::new();
+    walk(&scene.store.join("layers"), &mut |path| {
+        if path.components().any(|part| part.as_os_str() == "data")
+            && fs::read(path).is_ok_and(|bytes| bytes.starts_with(&begins))
+        {
+            found.push(path.to_owned());
+        }
+    });
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+fn walk(dir: &Path, visit: &mut dyn FnMut(&Path)) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { walk(&path, visit) } else { visit(&path) }
+    }
+}
+
+fn sums_file(scene: &Scene) -> PathBuf {
+    let mut found = Vec::new();
+    walk(&scene.store.join("layers"), &mut |path| {
+        if path.ends_with("sums") {
+            found.push(path.to_owned());
+        }
+    });
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+/// Flips a bit at `offset` and leaves size and times as they are.
+fn rot(path: &Path, offset: u64) {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let time = file.metadata().unwrap().modified().unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
+    file.set_modified(time).unwrap();
+}
+
+fn read_at(path: &Path, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    File::open(path)?.read_exact_at(&mut bytes, offset).map(|()| bytes)
+}
+
+#[track_caller]
+fn is_eio<T: std::fmt::Debug>(result: io::Result<T>) {
+    assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn mount_never_serves_a_rotten_page_and_check_names_it() {
+    let scene = scene!();
+    sealed(&scene);
+    assert!(checked(&scene, 0)["verified_bytes"].as_u64().unwrap() >= 3 * 82_000);
+    rot(&data_file(&scene, 0), 3 * GRANULE + 100);
+
+    let report = checked(&scene, 3);
+    let damage = report["damage"].as_array().unwrap();
+    assert_eq!(damage.len(), 1, "{report}");
+    assert_eq!(damage[0]["path"].as_str().unwrap(), data_file(&scene, 0).to_str().unwrap());
+    assert!(damage[0]["problem"].as_str().unwrap().contains("offset 12288"), "{report}");
+    assert_eq!(damage[0]["branches"][0], "base");
+    // Without reading the data there is nothing to see.
+    scene.run(&["check"]).ok();
+
+    scene.run(&["mount", "base", scene.dir()]).ok();
+    let rotten = scene.dir.join("rotten");
+    is_eio(read_at(&rotten, 3 * GRANULE, 4096));
+    let good = read_at(&rotten, 8 * GRANULE, 4096).unwrap();
+    assert_eq!(good[0], (8 * GRANULE / 7) as u8);
+    assert_eq!(fs::read(scene.dir.join("sound")).unwrap().len(), 82_000);
+    // A write of a part of it would make the rot look sound.
+    let file = File::options().write(true).open(&rotten).unwrap();
+    is_eio(file.write_all_at(b"part", 3 * GRANULE + 10).and_then(|()| file.sync_all()));
+    drop(file);
+    let log = fs::read_to_string(scene.run_file("2.log")).unwrap();
+    let line = log.lines().find(|line| line.contains("corrupt contents")).expect(&log);
+    assert!(line.contains("offset 12288") && line.contains("/data/"), "{line}");
+}
+
+#[test]
+fn mount_of_a_fork_reads_its_own_page_in_the_place_of_a_rotten_one() {
+    let scene = scene!();
+    sealed(&scene);
+    rot(&data_file(&scene, 0), 3 * GRANULE);
+    scene.run(&["branch", "create", "fork", "--from", "base"]).ok();
+    scene.run(&["mount", "fork", scene.dir()]).ok();
+    let file = File::options().read(true).write(true).open(scene.dir.join("rotten")).unwrap();
+    file.write_all_at(&[7; 4096], 3 * GRANULE).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    assert_eq!(read_at(&scene.dir.join("rotten"), 3 * GRANULE, 4096).unwrap(), [7; 4096]);
+}
+
+#[test]
+fn mount_verifies_the_last_page_of_a_file_that_ends_within_it() {
+    let scene = scene!();
+    sealed(&scene);
+    let data = data_file(&scene, 2);
+    scene.run(&["mount", "base", scene.dir()]).ok();
+    let tail = read_at(&scene.dir.join("short"), 81_920, 80).unwrap();
+    assert_eq!(tail[0], (81_920 / 7 + 2) as u8);
+    scene.run(&["unmount", "base"]).ok();
+    rot(&data, 81_950);
+    scene.run(&["mount", "base", scene.dir()]).ok();
+    is_eio(read_at(&scene.dir.join("short"), 81_920, 80));
+}
+
+#[test]
+fn rotten_checksums_are_not_taken_for_rotten_data_and_can_be_repaired() {
+    let scene = scene!();
+    sealed(&scene);
+    let sums = sums_file(&scene);
+    rot(&sums, 70);
+    let report = checked(&scene, 3);
+    assert_eq!(report["damage"][0]["mend"], "remove-sums", "{report}");
+    scene.run(&["mount", "base", scene.dir()]).ok();
+    for name in ["rotten", "sound", "short"] {
+        assert_eq!(fs::read(scene.dir.join(name)).unwrap().len(), 82_000);
+    }
+    scene.run(&["unmount", "base"]).ok();
+    let said = scene.run(&["check", "--repair"]).ok();
+    assert!(said.contains("made again from the contents") && said.contains("1 mended"), "{said}");
+    assert!(!sums.exists());
+    assert!(scene.run(&["check", "--add-checksums", "--read-data"]).ok().contains("sound"));
+    assert!(sums.exists());
+}
+
+#[test]
+fn checksums_of_an_adopted_base_find_what_its_times_do_not_tell() {
+    let scene = scene!();
+    let tree = scene.temp.path().canonicalize().unwrap().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), vec![9; 50_000]).unwrap();
+    scene.run(&["import", "--adopt", tree.to_str().unwrap(), "--any", "--as", "old"]).ok();
+    scene.run(&["check", "--add-checksums"]).ok();
+    rot(&tree.join("file"), 5000);
+    scene.run(&["mount", "old", scene.dir()]).ok();
+    is_eio(read_at(&scene.dir.join("file"), 4096, 4096));
+    assert_eq!(read_at(&scene.dir.join("file"), 8192, 4096).unwrap(), [9; 4096]);
+    assert_eq!(checked(&scene, 3)["damage"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_mount_makes_the_checksums_in_the_background() {
+    let scene = scene!();
+    let tree = scene.temp.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), vec![3; 50_000]).unwrap();
+    scene.run(&["import", tree.to_str().unwrap(), "--any", "--as", "base"]).ok();
+    scene.run(&["mount", "base", scene.dir()]).ok();
+    let patience = mount_support::PATIENCE * 2;
+    let begun = std::time::Instant::now();
+    while checked(&scene, 0)["unverified_bytes"].as_u64().unwrap() > 0 {
+        assert!(begun.elapsed() < patience, "no checksums after {patience:?}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    assert!(checked(&scene, 0)["verified_bytes"].as_u64().unwrap() >= 50_000);
+}
