@@ -157,10 +157,10 @@ class Cowfs:
         check(done.returncode == 0, f"{' '.join(argv)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
         return took
 
-    def mount(self, branch: str, where: Path) -> float:
+    def mount(self, branch: str, where: Path, *options: str) -> float:
         """Mounts and gives how long it took, in seconds."""
         where.mkdir(exist_ok=True)
-        took = self.timed("mount", branch, where)
+        took = self.timed("mount", branch, where, *options)
         self.mounts[branch] = where
         return took
 

@@ -82,6 +82,9 @@ pub struct FsOptions {
     /// Store `user.*` extended attributes. Off by default: a filesystem that answers getxattr at
     /// all pays one more round trip for every write(2).
     pub xattr: bool,
+    /// Every write(2) waits for our answer, instead of for the kernel's page cache alone: a full
+    /// disk is then said by the write and not by the fsync. Writes become much slower.
+    pub write_through: bool,
 }
 
 /// The filesystem of one served branch.

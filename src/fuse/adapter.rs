@@ -119,15 +119,15 @@ fn allocate_mode(mode: i32) -> Option<AllocateMode> {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let write_back = (!self.fs.options.write_through).then_some(InitFlags::FUSE_WRITEBACK_CACHE);
         // One by one: an older kernel lacks some, and works without them.
-        for wanted in [
-            InitFlags::FUSE_WRITEBACK_CACHE,
+        for wanted in write_back.into_iter().chain([
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_NO_OPEN_SUPPORT,
-        ] {
+        ]) {
             if config.add_capabilities(wanted).is_err() {
                 tracing::info!(capability = ?wanted, "not offered by this kernel");
             }

@@ -1,5 +1,7 @@
 //! Mount options as given with `-o`.
 
+use crate::fs::FsOptions;
+
 /// Options that the kernel takes as they are.
 const KERNEL_OPTIONS: [&str; 8] =
     ["dev", "nodev", "suid", "nosuid", "exec", "noexec", "sync", "dirsync"];
@@ -18,7 +20,7 @@ pub struct OptionError {
 impl OptionError {
     /// What to do about it.
     pub fn hint(&self) -> String {
-        format!("known are ro, rw, xattr, allow_other, {}", KERNEL_OPTIONS.join(", "))
+        format!("known are ro, rw, xattr, writethrough, allow_other, {}", KERNEL_OPTIONS.join(", "))
     }
 }
 
@@ -31,6 +33,8 @@ pub struct MountOptions {
     pub xattr: bool,
     /// `allow_other`: asked for, so that its absence is an error; root has it anyway.
     pub allow_other: bool,
+    /// `writethrough`: no write-back cache.
+    pub write_through: bool,
     /// For the kernel, in the order given.
     pub kernel: Vec<String>,
 }
@@ -45,6 +49,7 @@ impl MountOptions {
                 "ro" => options.read_only = true,
                 "rw" => options.read_only = false,
                 "xattr" => options.xattr = true,
+                "writethrough" => options.write_through = true,
                 "allow_other" => options.allow_other = true,
                 given if ALWAYS_ON.contains(&given) => {}
                 known if KERNEL_OPTIONS.contains(&known) => options.add_kernel(known),
@@ -52,6 +57,11 @@ impl MountOptions {
             }
         }
         Ok(options)
+    }
+
+    /// What of it is for the filesystem itself.
+    pub fn of_fs(&self) -> FsOptions {
+        FsOptions { xattr: self.xattr, write_through: self.write_through }
     }
 
     fn add_kernel(&mut self, option: &str) {
@@ -79,6 +89,7 @@ mod tests {
     #[test]
     fn lists_are_joined_and_later_ones_win() {
         let options = MountOptions::parse(&["noatime,dev,noexec", "nodev, xattr,,ro"]).unwrap();
+        assert!(!options.of_fs().write_through);
         assert!(options.xattr && options.read_only && !options.allow_other);
         assert_eq!(options.kernel, ["noexec", "nodev"]);
         let options = MountOptions::parse(&["ro,rw,sync,async,allow_other"]).unwrap();

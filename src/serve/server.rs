@@ -21,7 +21,7 @@ use super::run_file::RunFile;
 use super::{bdi, holders, mount_point, mountinfo, process};
 use crate::branch::{Branch, OpenMode};
 use crate::catalog::{BranchLock, BranchName, BranchRow, CatalogError, LockError, Store};
-use crate::fs::{Fs, FsOptions};
+use crate::fs::Fs;
 use crate::fuse::{self, MountConfig, Session};
 
 /// A fork, or a server that is just ending, may hold the lock this long.
@@ -177,7 +177,7 @@ fn mount(
     let mode = if config.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
     let (id, name) = (row.id, row.name.clone());
     let branch = Branch::open(store.clone(), row, lock, mode)?;
-    let fs = Fs::new(branch.clone(), FsOptions { xattr: request.options.xattr });
+    let fs = Fs::new(branch.clone(), request.options.of_fs());
     fs.prepare()?;
     let session = fuse::mount(fs.clone(), &config)?;
     let started = own_entry(&config).and_then(|entry| {
