@@ -211,7 +211,7 @@ fn check_present(data: &DataFiles, row: &LayerRow) -> Result<(), BranchError> {
 fn next_ino(view: &View) -> Ino {
     let mut next = Ino::ROOT.0 + 1;
     for layer in view.in_memory() {
-        layer.for_each_inode(|record| next = next.max(record.ino.0 + 1));
+        layer.for_each_inode(|record| next = next.max(record.ino.0.saturating_add(1)));
         next = next.max(layer.next_ino_floor());
     }
     for part in view.sealed.iter() {

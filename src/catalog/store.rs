@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,6 +48,16 @@ pub enum StoreError {
     NotADirectory {
         /// The path.
         dir: PathBuf,
+    },
+    /// It is not this user's alone, so what lies in it may lead anywhere.
+    #[error("{} {problem}", dir.display())]
+    NotPrivate {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is, or who may write to it.
+        problem: String,
+        /// What to do.
+        hint: String,
     },
     /// A newer cowfs made it.
     #[error("{} is a store of version {found}; this cowfs knows version {FORMAT_VERSION}", dir.display())]
@@ -107,6 +117,31 @@ fn make_private_dir(path: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// Refuses a store whose owner is somebody else, or that others may write to: they could put links
+/// in the place of its files, for us to write through with our rights.
+fn verify_private(dir: &Path) -> Result<(), StoreError> {
+    let mode = verify_owner(dir)?;
+    if mode & 0o022 == 0 {
+        return Ok(());
+    }
+    let problem = format!("may be written to by others (mode {mode:04o})");
+    let hint = format!("chmod 700 {}", dir.display());
+    Err(StoreError::NotPrivate { dir: dir.to_owned(), problem, hint })
+}
+
+/// Refuses a directory of somebody else; returns its mode.
+fn verify_owner(dir: &Path) -> Result<u32, StoreError> {
+    let metadata = std::fs::metadata(dir).map_err(host("looking at", dir))?;
+    let me = nix::unistd::geteuid().as_raw();
+    let owner = metadata.uid();
+    if owner == me {
+        return Ok(metadata.mode() & 0o7777);
+    }
+    let problem = format!("belongs to user {owner}, and this is user {me}");
+    let hint = format!("run it as that user, or `chown -R` the directory to user {me}");
+    Err(StoreError::NotPrivate { dir: dir.to_owned(), problem, hint })
+}
+
 fn sync_dir(path: &Path) -> Result<(), StoreError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(host("syncing", path))
 }
@@ -123,6 +158,7 @@ impl Store {
                 if entries.next().is_some() {
                     return Err(StoreError::NotEmpty { dir: dir.to_owned() });
                 }
+                verify_owner(dir)?;
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
@@ -172,6 +208,7 @@ impl Store {
             }
             Err(e) => return Err(host("reading", &path)(e)),
         };
+        verify_private(dir)?;
         verify_format(&file, dir)?;
         // Waits only while a gc renames leftovers.
         let presence = Flock::lock(file, FlockArg::LockShared)

@@ -3,20 +3,27 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use super::mend::Mend;
 use super::{Report, adopted};
 use crate::catalog::{LayerRow, Store};
 use crate::format::index::Index;
-use crate::format::journal::{FrameReader, LogHeader};
+use crate::format::journal::{FrameReader, LogHeader, LogKind};
 use crate::format::{FileKind, FileLayout, FormatError, GRANULE_BYTES, InodeRecord};
+use crate::io::host::boot_id;
 use crate::io::sys;
+
+/// How often a log that looks damaged is read, and the time in between.
+const READS_MAX: u32 = 5;
+const REREAD_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) fn check_layer(store: &Store, row: &LayerRow, report: &mut Report) {
     let dir = store.layer_dir(row.id);
     let (journal, index) = (dir.join("journal"), dir.join("index"));
     // The index first: a layer that is finalized just now loses its journal after it has one.
-    let has_journal = check_journal(&journal, row, report);
+    let has_journal = check_log(&journal, LogKind::Journal, row, report);
+    check_log(&dir.join("volatile"), LogKind::Volatile, row, report);
     let has_index = check_index(&index, row, report, true);
     if row.used && !has_journal && !has_index && !index.exists() {
         report.damaged(
@@ -43,32 +50,44 @@ fn check_merged(path: &Path, row: &LayerRow, report: &mut Report) {
     }
 }
 
-/// Whether there is a journal; damage in it is reported.
-fn check_journal(path: &Path, row: &LayerRow, report: &mut Report) -> bool {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
-        Err(error) => {
+/// Whether there is that log; damage in it is reported.
+fn check_log(path: &Path, kind: LogKind, row: &LayerRow, report: &mut Report) -> bool {
+    for attempts_left in (0..READS_MAX).rev() {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+            Err(error) => {
+                report.damaged(path, error);
+                return true;
+            }
+        };
+        let Err(error) = verify_log(&bytes, kind, row) else { return true };
+        // A log that is begun anew while it is read looks damaged; a damaged one stays as it is.
+        std::thread::sleep(REREAD_PAUSE);
+        if attempts_left == 0 || std::fs::read(path).is_ok_and(|now| now == bytes) {
             report.damaged(path, error);
             return true;
         }
-    };
-    let check = || -> Result<(), FormatError> {
-        if bytes.len() < LogHeader::BYTES {
-            // Made, and not synced yet: nothing in it was promised.
-            return Ok(());
-        }
-        let header = LogHeader::decode(&bytes)?;
-        if header.layer != row.id {
-            return Err(FormatError::Corrupt { what: "journal of another layer", offset: 0 });
-        }
-        let mut frames = FrameReader::new(bytes.get(LogHeader::BYTES..).unwrap_or_default(), 1);
-        frames.try_for_each(|frame| frame.map(|_| ()))
-    };
-    if let Err(error) = check() {
-        report.damaged(path, error);
     }
     true
+}
+
+fn verify_log(bytes: &[u8], kind: LogKind, row: &LayerRow) -> Result<(), FormatError> {
+    let zeros = bytes.iter().take(LogHeader::BYTES).all(|byte| *byte == 0);
+    if bytes.len() < LogHeader::BYTES || zeros {
+        // Made, and not synced yet: nothing in it was promised.
+        return Ok(());
+    }
+    let header = LogHeader::decode(bytes)?;
+    if header.layer != row.id || header.kind != kind {
+        return Err(FormatError::Corrupt { what: "log header of another file", offset: 0 });
+    }
+    // Nothing in a volatile log was synced: after a restart of the host nobody reads it.
+    if kind == LogKind::Volatile && boot_id().ok() != Some(header.boot_id) {
+        return Ok(());
+    }
+    let mut frames = FrameReader::new(bytes.get(LogHeader::BYTES..).unwrap_or_default(), 1);
+    frames.try_for_each(|frame| frame.map(|_| ()))
 }
 
 /// Whether there is an index; damage in it is reported. `own`: it is the layer's own, so its

@@ -15,6 +15,7 @@ pub(super) fn of_store(error: &StoreError) -> Failure {
         StoreError::NotAStore { .. } => {
             failure.hint("make one with `cowfs init`, or name another with --store or COWFS_STORE")
         }
+        StoreError::NotPrivate { hint, .. } => failure.hint(hint.as_str()),
         StoreError::NotEmpty { .. } => failure.hint("name a directory that is empty or missing"),
         StoreError::UnknownVersion { .. } => failure.hint("use the cowfs that made the store"),
         StoreError::DamagedFormat { .. } => failure.exit(3),

@@ -119,7 +119,8 @@ fn allocate_mode(mode: i32) -> Option<AllocateMode> {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let write_back = (!self.fs.options.write_through).then_some(InitFlags::FUSE_WRITEBACK_CACHE);
+        let write_back =
+            (!self.fs.options.write_through).then_some(InitFlags::FUSE_WRITEBACK_CACHE);
         // One by one: an older kernel lacks some, and works without them.
         for wanted in write_back.into_iter().chain([
             InitFlags::FUSE_PARALLEL_DIROPS,

@@ -37,6 +37,7 @@ fn layer_errno(error: &LayerError) -> Errno {
         LayerError::Host { source, .. } => host_errno(source),
         LayerError::Damaged { .. }
         | LayerError::Corrupt { .. }
+        | LayerError::DataTooShort { .. }
         | LayerError::Latched { .. }
         | LayerError::AdoptedChanged { .. } => Errno::EIO,
     }

@@ -95,6 +95,12 @@ pub trait HostFile: Send + Sync {
 pub trait Storage: Send + Sync {
     /// Opens a file.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn HostFile>>;
+    /// Opens a file of a directory that belongs to somebody else, for reading: only a regular one,
+    /// and through no symbolic link anywhere on `path` (absolute). ELOOP where there is one,
+    /// `InvalidInput` for what is not a regular file.
+    fn open_foreign(&self, path: &Path) -> io::Result<Arc<dyn HostFile>> {
+        self.open(path, Access::Read)
+    }
     /// Metadata of a path, not following a final symbolic link.
     fn metadata(&self, path: &Path) -> io::Result<HostMetadata>;
     /// Makes a directory and its parents; existing ones are fine.
@@ -113,11 +119,16 @@ pub trait Storage: Send + Sync {
 
 /// Reads until `buf` is full or the file ends; the rest of `buf` becomes zeros.
 pub fn read_full_at(file: &dyn HostFile, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    read_up_to(file, buf, offset).map(|_end| ())
+}
+
+/// Like [`read_full_at`]; returns where in the file the bytes read end.
+pub fn read_up_to(file: &dyn HostFile, buf: &mut [u8], offset: u64) -> io::Result<u64> {
     read_full(|buf, offset| file.read_at(buf, offset), buf, offset)
 }
 
-/// Like [`read_full_at`], with [`HostFile::read_once_at`].
-pub fn read_full_once_at(file: &dyn HostFile, buf: &mut [u8], offset: u64) -> io::Result<()> {
+/// Like [`read_up_to`], with [`HostFile::read_once_at`].
+pub fn read_once_up_to(file: &dyn HostFile, buf: &mut [u8], offset: u64) -> io::Result<u64> {
     read_full(|buf, offset| file.read_once_at(buf, offset), buf, offset)
 }
 
@@ -125,12 +136,12 @@ fn read_full(
     read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
     mut buf: &mut [u8],
     mut offset: u64,
-) -> io::Result<()> {
+) -> io::Result<u64> {
     while !buf.is_empty() {
         match read(buf, offset) {
             Ok(0) => {
                 buf.fill(0);
-                return Ok(());
+                return Ok(offset);
             }
             Ok(n) => {
                 offset += n as u64;
@@ -140,7 +151,7 @@ fn read_full(
             Err(e) => return Err(e),
         }
     }
-    Ok(())
+    Ok(offset)
 }
 
 /// Writes all of `buf`, or fails with the error that stopped it (some of it may be written then).

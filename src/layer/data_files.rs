@@ -1,8 +1,10 @@
 //! The data files of a store: where they lie, opened through a bounded pool.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -111,12 +113,14 @@ impl DataFiles {
     }
 
     /// Reads within one run of an immutable layer: `buf` from byte `offset` of its data file.
-    /// What lies past the end of the data file reads as zeros. Granules that have a checksum are
-    /// verified.
+    /// In the granule where the data file ends, what lies past its end reads as zeros; a granule
+    /// that begins past its end is damage. Granules that have a checksum are verified.
     pub fn read_run(&self, run: OwnedRun, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
         let found = self.immutable(run.layer, run.file)?;
-        self.read_verified(&found, buf, offset)?;
-        found.check_unchanged()
+        let read = self.read_verified(&found, buf, offset);
+        // Of an adopted file that somebody changed, that is what there is to say.
+        found.check_unchanged()?;
+        read
     }
 
     /// The data file `file` of an immutable layer, or the adopted file that stands for it.
@@ -126,12 +130,16 @@ impl DataFiles {
             return self.adopted_file(&base, layer, file);
         }
         let path = self.path(layer, file);
-        let what = "opening a data file of a sealed layer";
-        let host = self
-            .pool
-            .get((layer, file), || self.open_shared(&path))
-            .map_err(LayerError::host(layer, what))?;
-        Ok(Immutable { layer, file, host, path, adopted: None })
+        match self.pool.get((layer, file), || self.open_shared(&path)) {
+            Ok(host) => Ok(Immutable { layer, file, host, path, adopted: None }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Err(LayerError::DataTooShort { layer, path, end: 0, wanted: 1 })
+            }
+            Err(e) => {
+                let what = "opening a data file of a sealed layer";
+                Err(LayerError::host(layer, what)(e))
+            }
+        }
     }
 
     /// Opens a data file that may be this branch's own or another's: writable where possible,
@@ -183,14 +191,16 @@ impl DataFiles {
                 change: "the index has no such file",
             });
         };
-        let path = base.dir.join(std::ffi::OsStr::new(
-            <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&source.path),
-        ));
-        let open = || self.storage.open(&path, Access::Read);
+        let path = base.dir.join(OsStr::from_bytes(&source.path));
+        let open = || self.storage.open_foreign(&path);
         match self.pool.get((layer, file), open) {
             Ok(host) => Ok(Immutable { layer, file, host, path, adopted: Some(source) }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                Err(LayerError::AdoptedChanged { path, change: "it is gone" })
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(changed(path, "it is gone")),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {
+                Err(changed(path, "a symbolic link took its place"))
+            }
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                Err(changed(path, "it is no regular file"))
             }
             Err(e) => Err(LayerError::host(layer, "opening an adopted file")(e)),
         }
@@ -211,6 +221,17 @@ pub(super) struct Immutable {
 }
 
 impl Immutable {
+    /// Fails if a read of bytes up to `wanted` ended at `end`, before the last granule: a granule
+    /// that is owned was written, and zeros in its place would look like contents.
+    pub(super) fn check_length(&self, end: u64, wanted: u64) -> Result<(), LayerError> {
+        // The length of an adopted file is known.
+        if self.adopted.is_none() && end < wanted && end.next_multiple_of(GRANULE_BYTES) < wanted {
+            let (layer, path) = (self.layer, self.path.clone());
+            return Err(LayerError::DataTooShort { layer, path, end, wanted });
+        }
+        Ok(())
+    }
+
     /// Fails if it is a file of an adopted base that was changed. To be asked after a read: a
     /// change that came before the bytes were taken must not go unnoticed.
     pub(super) fn check_unchanged(&self) -> Result<(), LayerError> {
@@ -218,12 +239,14 @@ impl Immutable {
         let now = self.host.metadata().map_err(LayerError::host(self.layer, "checking"))?;
         match difference(source, &now) {
             None => Ok(()),
-            Some(change) => {
-                tracing::error!(path = %self.path.display(), change, "adopted base changed");
-                Err(LayerError::AdoptedChanged { path: self.path.clone(), change })
-            }
+            Some(change) => Err(changed(self.path.clone(), change)),
         }
     }
+}
+
+fn changed(path: PathBuf, change: &'static str) -> LayerError {
+    tracing::error!(path = %path.display(), change, "adopted base changed");
+    LayerError::AdoptedChanged { path, change }
 }
 
 fn difference(then: &AdoptedSource, now: &crate::io::HostMetadata) -> Option<&'static str> {

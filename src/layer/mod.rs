@@ -55,6 +55,18 @@ pub enum LayerError {
         /// Where the granule begins, in bytes.
         offset: u64,
     },
+    /// A sealed layer owns bytes that its data file does not have.
+    #[error("layer {layer:012x}: {path} ends at byte {end}, and bytes up to {wanted} were written to it", layer = layer.0, path = path.display())]
+    DataTooShort {
+        /// The layer.
+        layer: LayerId,
+        /// The data file, which may be missing altogether.
+        path: PathBuf,
+        /// Where it ends, in bytes.
+        end: u64,
+        /// Where the bytes end that were to be read from it.
+        wanted: u64,
+    },
     /// An earlier fsync of the file failed: what the disk holds is unknown until it is checked.
     #[error("layer {layer:012x}: an earlier sync of inode {ino} failed; remount and check the branch", layer = layer.0)]
     Latched {

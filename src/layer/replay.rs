@@ -1,7 +1,7 @@
 //! An open (or frozen) layer brought back from its journal and volatile log.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,6 +12,7 @@ use super::open::OpenLayer;
 use crate::format::id::granules_spanned;
 use crate::format::journal::{FrameReader, LogHeader, LogKind, Record};
 use crate::format::{FormatError, Ino, LayerId, LayoutDelta};
+pub use crate::io::host::boot_id;
 
 #[derive(Default)]
 struct Replayed {
@@ -158,15 +159,6 @@ fn settle_size(open: &OpenLayer, data: &DataFiles, ino: Ino) -> Result<(), Layer
         own.present.cut(end);
     }
     Ok(())
-}
-
-/// This boot's id, which tells a volatile log of this boot from one of an earlier.
-pub fn boot_id() -> io::Result<[u8; 16]> {
-    let text = std::fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"))?;
-    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    u128::from_str_radix(&digits, 16)
-        .map(u128::to_be_bytes)
-        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
 /// The file that holds a layer's index once it is finalized.

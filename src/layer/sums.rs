@@ -14,7 +14,7 @@ use crate::format::id::granules_spanned;
 use crate::format::index::Index;
 use crate::format::sums::{SumExtent, Sums, SumsWriter, cut_extents, granule_sum, owned_stretches};
 use crate::format::{FormatError, GRANULE_BYTES, Granule, LayerId};
-use crate::io::{Access, Appender, HostFile, read_full_at, read_full_once_at, sys};
+use crate::io::{Access, Appender, HostFile, read_once_up_to, read_up_to, sys};
 
 /// What became of an attempt to make a layer's checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +78,9 @@ impl DataFiles {
         offset: u64,
     ) -> Result<(), LayerError> {
         let read = |buf: &mut [u8], offset| {
-            read_full_at(&*from.host, buf, offset).map_err(LayerError::host(from.layer, "reading"))
+            let end = read_up_to(&*from.host, buf, offset)
+                .map_err(LayerError::host(from.layer, "reading"))?;
+            from.check_length(end, offset + buf.len() as u64)
         };
         let Some(sums) = self.sums_of(from.layer) else { return read(buf, offset) };
         let end = offset + buf.len() as u64;
@@ -207,9 +209,7 @@ fn with_data(
         let from = match data.immutable(layer, stretch.file) {
             Ok(from) => from,
             // Of a file that was unlinked while it was open, only the index is left.
-            Err(LayerError::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                continue;
-            }
+            Err(LayerError::DataTooShort { .. }) => continue,
             Err(error) => return Err(error),
         };
         let seek = |error| LayerError::host(layer, "looking for data")(error);
@@ -242,8 +242,10 @@ fn sums_of_extent(
 ) -> Result<Vec<u32>, LayerError> {
     let from = data.immutable(layer, extent.file)?;
     let mut buf = vec![0; extent.len as usize * GRANULE_BYTES as usize];
-    read_full_once_at(&*from.host, &mut buf, u64::from(extent.start) * GRANULE_BYTES)
+    let offset = u64::from(extent.start) * GRANULE_BYTES;
+    let end = read_once_up_to(&*from.host, &mut buf, offset)
         .map_err(LayerError::host(layer, "reading"))?;
+    from.check_length(end, offset + buf.len() as u64)?;
     from.check_unchanged()?;
     Ok(buf.chunks_exact(GRANULE_BYTES as usize).map(granule_sum).collect())
 }

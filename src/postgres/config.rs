@@ -9,6 +9,8 @@ use super::read_bounded;
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
 /// As deep as Postgres follows `include`.
 const INCLUDE_DEPTH_MAX: u32 = 10;
+/// Files that are read for one configuration: one that includes itself twice would be read 2^10 times.
+const FILES_MAX: u32 = 1000;
 
 /// The files that hold settings, in the order in which Postgres applies them.
 const CONFIG_FILES: [&str; 2] = ["postgresql.conf", "postgresql.auto.conf"];
@@ -46,14 +48,14 @@ impl Configuration {
     /// Reads `file` as Postgres would. Unreadable files count as empty.
     pub fn read(file: &Path) -> Configuration {
         let mut configuration = Configuration::default();
-        configuration.add(file, 0);
+        configuration.add(file, 0, &mut 0);
         configuration
     }
 
     /// What the server on the data directory `dir` would find in `file` and in its automatic file.
     pub fn of_server(file: &Path, dir: &Path) -> Configuration {
         let mut configuration = Configuration::read(file);
-        configuration.add(&dir.join("postgresql.auto.conf"), 0);
+        configuration.add(&dir.join("postgresql.auto.conf"), 0, &mut 0);
         configuration
     }
 
@@ -62,18 +64,22 @@ impl Configuration {
         self.values.get(name).map(String::as_str)
     }
 
-    fn add(&mut self, file: &Path, depth: u32) {
+    fn add(&mut self, file: &Path, depth: u32, files: &mut u32) {
+        *files += 1;
+        if *files > FILES_MAX {
+            return;
+        }
         let Ok(bytes) = read_bounded(file, CONFIG_BYTES_MAX) else { return };
         for line in String::from_utf8_lossy(&bytes).lines() {
             let Some((name, value)) = split_line(line) else { continue };
             let below = || file.parent().unwrap_or(Path::new("/")).join(&value);
             match name.as_str() {
                 "include" | "include_if_exists" if depth < INCLUDE_DEPTH_MAX => {
-                    self.add(&below(), depth + 1);
+                    self.add(&below(), depth + 1, files);
                 }
                 "include_dir" if depth < INCLUDE_DEPTH_MAX => {
                     for path in files_of(&below()) {
-                        self.add(&path, depth + 1);
+                        self.add(&path, depth + 1, files);
                     }
                 }
                 _ => {
@@ -192,6 +198,16 @@ mod tests {
         write("postgresql.auto.conf", "a = 'last'\n");
         let said = Configuration::of_server(&dir.path().join("main.conf"), dir.path());
         assert_eq!(said.get("a"), Some("last"));
+    }
+
+    #[test]
+    fn a_file_that_includes_itself_often_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("main.conf");
+        std::fs::write(&file, "a = 1\n".to_owned() + &"include 'main.conf'\n".repeat(50)).unwrap();
+        let begin = std::time::Instant::now();
+        assert_eq!(Configuration::read(&file).get("a"), Some("1"));
+        assert!(begin.elapsed().as_secs() < 10, "{:?}", begin.elapsed());
     }
 
     #[test]

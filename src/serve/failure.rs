@@ -75,8 +75,10 @@ pub fn of_branch(error: &BranchError) -> Failure {
 
 fn of_layer(error: &LayerError) -> Failure {
     match error {
-        LayerError::Damaged { .. } => Failure::caused(DAMAGED, error).exit(3).hint(CHECK_HINT),
-        LayerError::AdoptedChanged { .. } | LayerError::Corrupt { .. } => {
+        LayerError::Damaged { .. }
+        | LayerError::Corrupt { .. }
+        | LayerError::DataTooShort { .. }
+        | LayerError::AdoptedChanged { .. } => {
             Failure::caused(DAMAGED, error).exit(3).hint(CHECK_HINT)
         }
         LayerError::Host { .. } => of_host("branch", error),

@@ -121,8 +121,7 @@ fn command(
 }
 
 fn option_list(options: &MountOptions) -> Vec<String> {
-    let flags =
-        [
+    let flags = [
         (options.read_only, "ro"),
         (options.xattr, "xattr"),
         (options.write_through, "writethrough"),

@@ -141,7 +141,8 @@ impl<'a> FrameReader<'a> {
 
     fn decode(&self, intact: &Intact<'a>) -> Result<Frame, FormatError> {
         let offset = self.at as u64;
-        if intact.sequence < self.sequence_min {
+        // The highest number is never written: nothing could follow it.
+        if intact.sequence < self.sequence_min || intact.sequence == u64::MAX {
             return Err(FormatError::Corrupt { what: "sequence (it must rise)", offset });
         }
         let payload_offset = offset + HEAD_BYTES as u64;
@@ -171,7 +172,7 @@ impl Iterator for FrameReader<'_> {
         match &frame {
             Ok(frame) => {
                 self.at = frame.end as usize;
-                self.sequence_min = frame.sequence.saturating_add(1);
+                self.sequence_min = frame.sequence + 1;
             }
             Err(_) => self.done = true,
         }

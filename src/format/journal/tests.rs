@@ -229,6 +229,13 @@ fn a_sequence_that_does_not_rise_is_refused() {
 }
 
 #[test]
+fn a_sequence_that_nothing_could_follow_is_refused() {
+    let mut bytes = frame(u64::MAX, &[]);
+    bytes.extend(frame(u64::MAX, &[]));
+    assert!(matches!(read(&bytes).0, Err(FormatError::Corrupt { .. })));
+}
+
+#[test]
 fn the_reader_says_where_to_go_on() {
     let (bytes, ends) = log(&sample_frames());
     let mut reader = FrameReader::new(&bytes, 1);
