@@ -135,6 +135,10 @@ impl DataFiles {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Err(LayerError::DataTooShort { layer, path, end: 0, wanted: 1 })
             }
+            Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
+                let source = io::Error::other(format!("{} is a symbolic link", path.display()));
+                Err(LayerError::Host { layer, what: "opening", source })
+            }
             Err(e) => {
                 let what = "opening a data file of a sealed layer";
                 Err(LayerError::host(layer, what)(e))
