@@ -46,8 +46,7 @@ fn layout(id: u64, layer: &Layer) -> FileLayout {
     let mut at = 0_u32;
     for (gap, len, source) in &layer.runs {
         let Some(start) = at.checked_add(*gap) else { break };
-        let run =
-            OwnedRun { start, len: *len, layer: LayerId(id), file: Ino(7), source: *source };
+        let run = OwnedRun { start, len: *len, layer: LayerId(id), file: Ino(7), source: *source };
         layout.runs.push(run);
         if !layout.self_check() {
             layout.runs.pop();
