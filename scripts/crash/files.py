@@ -93,13 +93,18 @@ class FileCampaign:
         self.current, self.kept = "", {}
         self.generation = 0
         self.operations = self.forks = self.interrupted_forks = 0
+        #: What a dying host had answered with success and not kept.
+        self.lies: list = []
         self.workers: list = []
+        #: Who served what when the crash came.
+        self.pids: dict = {}
         #: Logs since the branch was made: a bug may need more than one round.
         self.history: list = []
         sandbox.on_exit(self.end_workers)
 
     def facts(self) -> dict:
-        return {"operations": self.operations, "forks": self.forks, "forks cut short": self.interrupted_forks}
+        return {"operations": self.operations, "forks": self.forks, "forks cut short": self.interrupted_forks,
+                "answered by the host while it was shut down, and not kept": self.lies}
 
     def end_workers(self) -> None:
         for worker in self.workers:
@@ -126,8 +131,11 @@ class FileCampaign:
         except BaseException as error:
             self.current = ""
             self.history += [(worker.log, worker.errors) for worker in self.workers]
-            self._abandon()
             self._keep_logs(number, error)
+            try:
+                self._abandon()
+            except Failure as further:
+                raise Failure(f"{error}\n    and then, clearing up: {further}") from error
             raise
 
     def _keep_logs(self, number: int, error: BaseException) -> None:
@@ -143,13 +151,14 @@ class FileCampaign:
         """Takes everything down, whatever state a failed round left it in."""
         self.end_workers()
         for branch in list(self.cowfs.mounts):
-            pid = self.cowfs.serving_pid(branch)
+            # A disk whose power was cut cannot be asked any more.
+            pid = self.pids.get(branch) or self.cowfs.serving_pid(branch)
             if pid:
                 kill_and_wait(pid)
-        drop_mounts(self.cowfs)
+        self.crash.recover(self.cowfs)
 
     def _round(self, number: int) -> str:
-        rng = self.rng
+        rng, self.pids = self.rng, {}
         self.cowfs.mount(self.current, self.mount_point)
         models = self._settled_models()
         self.workers = [self._worker(f"r{number}", i, self.mount_point, m) for i, m in enumerate(models)]
@@ -164,6 +173,9 @@ class FileCampaign:
         for worker in self.workers:
             entries = worker.entries()
             operations += sum(1 for _, entry in entries if entry[1] == "ok")
+            if self.crash.host_may_lie:
+                worker.model.before = worker.model.copy()
+                worker.model.before.replay(entries, settle_until=worker.struck_at)
             worker.model.replay(entries, complete_until=worker.struck_at)
         self.operations += operations
         self.crash.recover(self.cowfs)
@@ -251,8 +263,9 @@ class FileCampaign:
         """The crash; only once per round, wherever it is called from."""
         if not self.cowfs.mounts or all(w.struck_at is not None for w in self.workers):
             return
-        pids = [self.cowfs.serving_pid(branch) for branch in self.cowfs.mounts]
-        check(all(pids), f"a serving process ended by itself: {dict(zip(self.cowfs.mounts, pids))}")
+        self.pids = {branch: self.cowfs.serving_pid(branch) for branch in self.cowfs.mounts}
+        pids = list(self.pids.values())
+        check(all(pids), f"a serving process ended by itself: {self.pids}")
         for worker in self.workers:
             worker.struck_at = worker.position()
         self.crash.strike(pids)
@@ -273,9 +286,16 @@ class FileCampaign:
         wrong = []
         for model in models:
             try:
-                wrong += [f"{label}: {line}" for line in model.judge(read_tree(where, model.dirs))]
+                found = read_tree(where, model.dirs)
             except OSError as error:
                 wrong.append(f"{label}: cannot be read: {error}")
+                continue
+            lines = [f"{label}: {line}" for line in model.judge(found)]
+            if lines and model.before is not None and not model.before.judge(found):
+                # Only answers that came once the cut had begun were not kept: see PowerCut.
+                self.lies += lines
+            else:
+                wrong += lines
         return wrong
 
     def _compare_child(self, child: Child) -> list:

@@ -153,6 +153,11 @@ class PowerCut:
 
     #: What must be there afterwards: only what was synced.
     everything_completed = False
+    #: The shutdown of a host filesystem is not quite a power cut: an fdatasync that is under way meanwhile may be
+    #: answered with success and not kept. Measured on bare ext4 and XFS, without cowfs (four writers, fdatasync after
+    #: each write, Linux 6.18): in 22 and 21 of 60 rounds, never of an answer from before. No process hears such an
+    #: answer when the power really goes, so answers that came once the cut had begun are judged apart.
+    host_may_lie = True
 
     def __init__(self, host: HostDisk):
         self.host = host
@@ -176,6 +181,7 @@ class Kill:
 
     #: What must be there afterwards: every call that had returned, on files that were closed.
     everything_completed = True
+    host_may_lie = False
 
     def settle(self) -> None:
         pass

@@ -69,6 +69,8 @@ class Model:
         self.names: dict = {}
         self.files: dict = {}
         self._pending: dict = {}
+        #: The same without what was acknowledged once a power cut had begun, where that is told apart.
+        self.before: Model | None = None
 
     @classmethod
     def of(cls, dirs: list, found: dict, everything_completed: bool) -> "Model":

@@ -166,10 +166,14 @@ class PostgresCampaign:
             time.sleep(rng.choice([0, rng.uniform(0, 0.05), rng.uniform(0, 1.5)]))
         wrong = [line for server in self.servers for line in server.complaints()]
         check(not wrong, "before the crash: " + "; ".join(wrong))
-        self.crash.strike([self.cowfs.serving_pid(branch) for branch in self.cowfs.mounts])
-        for server in self.servers:
+        pids = [self.cowfs.serving_pid(branch) for branch in self.cowfs.mounts]
+        before = [server.acknowledged() for server in self.servers]
+        self.crash.strike(pids)
+        for server, acknowledged in zip(self.servers, before):
             server.kill()
             server.end_load()
+            if self.crash.host_may_lie:
+                server.at_least = acknowledged
         if command is not None:
             self._finish(command, child)
         self.crash.recover(self.cowfs)
