@@ -287,8 +287,15 @@ fn a_branch_is_served_once_whatever_its_store_is_called() {
         let error = said(&command.env("COWFS_STORE", store).output().unwrap()).fails(1);
         assert!(error.contains("already mounted at"), "{error}");
     }
-    // Nor after its lock file was removed from under it, as long as its mount lives.
+    // Nor when somebody cleans up in run/.
+    fs::remove_file(scene.run_file("1.lock")).unwrap();
+    for _ in 0..2 {
+        scene.run(&["mount", "main", other.to_str().unwrap()]).fails(1);
+        scene.run(&["branch", "delete", "main"]).fails(1);
+    }
     assert_eq!(scene.mounts().len(), 1);
+    scene.run(&["unmount", "main"]).ok();
+    scene.mount();
 }
 
 #[test]

@@ -12,6 +12,9 @@ use nix::fcntl::{FcntlArg, Flock, FlockArg};
 
 use crate::format::BranchId;
 
+/// Where in FORMAT the bytes of branches begin that are locked: far past its end.
+const SECOND_LOCKS_AT: i64 = 1 << 40;
+
 /// A lock could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -116,15 +119,39 @@ impl Drop for FileLock {
 }
 
 /// The right to serve or change one branch; see [`FileLock`].
+///
+/// A file in `run/` can be removed by somebody who takes it for left over, and a new one of that
+/// name would be free. So the branch is also locked in a file that no store can be without.
 #[derive(Debug)]
 pub struct BranchLock {
     branch: BranchId,
+    /// Goes before `lock`: whoever gets that one must not find this one taken.
+    second: File,
     lock: FileLock,
 }
 
 impl BranchLock {
-    pub(super) fn new(branch: BranchId, lock: FileLock) -> BranchLock {
-        BranchLock { branch, lock }
+    /// `format` is the store's FORMAT, in which each branch has a byte of its own to lock.
+    pub(super) fn take(
+        branch: BranchId,
+        path: &Path,
+        format: &Path,
+    ) -> Result<BranchLock, LockError> {
+        let lock = FileLock::acquire(path)?;
+        let failed = |source| LockError::Io { path: format.to_owned(), source };
+        let second = OpenOptions::new().read(true).write(true).open(format).map_err(failed)?;
+        let byte = nix::libc::flock {
+            l_start: SECOND_LOCKS_AT + branch.0 as i64,
+            l_len: 1,
+            ..whole_file_mark(nix::libc::F_WRLCK)
+        };
+        match nix::fcntl::fcntl(&second, FcntlArg::F_OFD_SETLK(&byte)) {
+            Ok(_) => Ok(BranchLock { branch, second, lock }),
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
+                Err(LockError::Busy { pid: None })
+            }
+            Err(errno) => Err(failed(errno.into())),
+        }
     }
 
     /// The branch it guards.
@@ -139,6 +166,7 @@ impl BranchLock {
 
     /// Removes the lock file (of a deleted branch) and lets the lock go.
     pub fn remove(self) -> io::Result<()> {
+        drop(self.second);
         self.lock.remove()
     }
 }

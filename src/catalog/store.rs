@@ -258,7 +258,7 @@ impl Store {
 
     /// The right to serve or change a branch; fails at once if somebody has it.
     pub fn lock_branch(&self, id: BranchId) -> Result<BranchLock, LockError> {
-        Ok(BranchLock::new(id, FileLock::acquire(&self.branch_lock_path(id))?))
+        BranchLock::take(id, &self.branch_lock_path(id), &self.root.join("FORMAT"))
     }
 
     /// Like [`Store::lock_branch`], but waits up to `patience` while somebody has it.
