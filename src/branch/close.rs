@@ -1,6 +1,7 @@
 //! Closing a branch: everything durable, logs short.
 
 use super::{Branch, BranchError, OpenMode};
+use crate::io::crash::{Point, crash_point};
 
 /// A journal larger than this is turned into an index at unmount, so that the next mount does not
 /// replay it. Smaller ones stay: sealing at every unmount would make chains deep for nothing.
@@ -40,19 +41,24 @@ impl Branch {
             return Ok(());
         }
         let _durable = self.sync_all()?;
+        crash_point(Point::CloseSynced);
         let open = self.view().open.clone();
         let _durable = open.reap()?;
+        crash_point(Point::CloseReaped);
         if open.log.sizes().0 > JOURNAL_REPLAY_BYTES_MAX {
             self.seal()?;
         }
         self.finalize_frozen()?;
+        crash_point(Point::CloseFinalized);
         let open = self.view().open.clone();
         let _durable = open.sync_all()?;
         open.log.discard_volatile().map_err(|source| BranchError::Host {
             what: "removing the volatile log of",
             path: self.data.layer_dir(open.id),
             source,
-        })
+        })?;
+        crash_point(Point::CloseSettled);
+        Ok(())
     }
 
     /// Ends the background threads and nothing else, as if the process had been killed: for tests

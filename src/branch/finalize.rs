@@ -14,6 +14,7 @@ use super::view::{SealedPart, View};
 use super::{Branch, BranchError, merge};
 use crate::format::index::{FileLayout, IndexBuilder, IndexMeta};
 use crate::format::{FileKind, Ino, LayerId};
+use crate::io::crash::{ENABLED, Point, crash_point};
 use crate::io::{Access, Appender};
 use crate::layer::LayerError;
 use crate::layer::data_files::DataFiles;
@@ -153,12 +154,17 @@ impl Branch {
             if layer.is_empty() { None } else { Some(self.index_of(view, position, &layer)?) };
         self.swap_in(&layer, part);
         layer.log.retire();
+        crash_point(Point::FinalizeSwapped);
         // What was unlinked just before the fork waited for the journal; the index stands for it now.
         let _durable = layer.reap()?;
+        crash_point(Point::FinalizeReaped);
         let dir = self.data.layer_dir(layer.id);
-        for name in ["journal", "volatile"] {
+        for (name, point) in
+            [("journal", Point::FinalizeJournalRemoved), ("volatile", Point::FinalizeLogsRemoved)]
+        {
             let removed = self.data.storage.remove_file(&dir.join(name));
             removed.map_err(host_error("removing", &dir.join(name)))?;
+            crash_point(point);
         }
         if let Err(error) = merge::merge_below(self, depth) {
             // Lookups visit more indexes than they might; nothing else depends on it.
@@ -178,11 +184,14 @@ impl Branch {
         let _lock = finalize_lock(&dir)?;
         let which = IndexFile::Own;
         if open_index(&self.data, layer.id, which)?.is_none() {
+            crash_point(Point::FinalizeLocked);
             sync_contents(layer, &self.data)?;
+            crash_point(Point::FinalizeSynced);
             let builder = self.build_index(view, position, layer)?;
             write_index(builder, &self.data, layer.id, which)?;
             // A layer whose journal was never synced: from here on its absence is damage.
             self.store.catalog.mark_layer_used(layer.id)?;
+            crash_point(Point::FinalizeNoted);
         }
         let index = open_index(&self.data, layer.id, which)?
             .ok_or(BranchError::LayerMissing { layer: layer.id })?;
@@ -317,16 +326,48 @@ pub(super) fn write_index(
 ) -> Result<(), BranchError> {
     let (path, dir) = (which.path(data, layer), data.layer_dir(layer));
     let temporary = path.with_extension("tmp");
+    let [created, half_written, written, synced, renamed, durable] = points_of(which);
     let write = || -> io::Result<()> {
         let file = data.storage.open(&temporary, Access::CreateEmpty)?;
-        let mut out = BufWriter::with_capacity(1 << 20, Appender::new(&*file));
+        crash_point(created);
+        // Small, so that half an index can be left behind.
+        let buffer = if ENABLED { 256 } else { 1 << 20 };
+        let mut out = BufWriter::with_capacity(buffer, Appender::new(&*file));
         builder.write(&mut out)?;
+        crash_point(half_written);
         out.flush()?;
+        crash_point(written);
         file.sync_data()?;
+        crash_point(synced);
         data.storage.rename(&temporary, &path)?;
+        crash_point(renamed);
         data.storage.sync_dir(&dir)?;
         // The layer may never have been synced before: then its directory is new, too.
-        data.storage.sync_dir(dir.parent().unwrap_or(Path::new("/")))
+        data.storage.sync_dir(dir.parent().unwrap_or(Path::new("/")))?;
+        crash_point(durable);
+        Ok(())
     };
     write().map_err(host_error("writing", &path))
+}
+
+/// The crash points of writing an index, in their order.
+fn points_of(which: IndexFile) -> [Point; 6] {
+    match which {
+        IndexFile::Own => [
+            Point::IndexCreated,
+            Point::IndexHalfWritten,
+            Point::IndexWritten,
+            Point::IndexSynced,
+            Point::IndexRenamed,
+            Point::IndexDurable,
+        ],
+        IndexFile::Merged => [
+            Point::MergedCreated,
+            Point::MergedHalfWritten,
+            Point::MergedWritten,
+            Point::MergedSynced,
+            Point::MergedRenamed,
+            Point::MergedDurable,
+        ],
+    }
 }

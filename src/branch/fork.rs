@@ -14,6 +14,7 @@ use crate::catalog::{
 };
 use crate::format::journal::Record;
 use crate::format::{FileKind, Ino, InodeRecord, LayerId, Timestamp};
+use crate::io::crash::{Point, crash_point};
 use crate::layer::open::OpenLayer;
 use crate::layer::replay;
 
@@ -92,16 +93,20 @@ impl Branch {
         let plan = plan(&self.row, view.open.id, view.open_parent, seal, child)?;
         let next = plan.seal.as_ref().map(|seal| seal.parent_next);
         drop(view);
+        crash_point(Point::ForkPlanned);
         let commit_start = Instant::now();
         let (row, child_lock) = self.commit_fork(&plan)?;
         let commit_us = micros(commit_start.elapsed());
+        crash_point(Point::ForkCommitted);
         let gate_start = Instant::now();
         if let Some(next) = next {
             self.swap_open(next);
         }
         let gate_us = micros(gate_start.elapsed());
+        crash_point(Point::ForkSwapped);
         // The child may be served from here on: what it stands on does not change any more.
         drop(child_lock);
+        crash_point(Point::ForkReleased);
         self.background.wake();
         Ok(ForkReport { child: row, gate_us, commit_us, total_us: micros(start.elapsed()) })
     }
@@ -110,6 +115,7 @@ impl Branch {
         let mut child_lock = None;
         let row = self.store.catalog.fork(plan, &mut |id| {
             child_lock = Some(self.store.lock_branch(id).map_err(io::Error::other)?);
+            crash_point(Point::ForkReserved);
             Ok(())
         })?;
         Ok((row, child_lock))
@@ -146,9 +152,12 @@ impl Branch {
             return Ok(false);
         }
         let next = new_layer_id()?;
+        crash_point(Point::SealPlanned);
         self.store.catalog.seal(self.row.id, view.open.id, next)?;
+        crash_point(Point::SealCommitted);
         drop(view);
         self.swap_open(next);
+        crash_point(Point::SealSwapped);
         self.background.wake();
         Ok(true)
     }
@@ -180,11 +189,13 @@ pub fn fork_unmounted(
         command: by.command.clone(),
     };
     let plan = plan(parent, head.id, head.parent, seal, child)?;
+    crash_point(Point::OfflineForkPlanned);
     let mut child_lock = None;
     let row = store.catalog.fork(&plan, &mut |id| {
         child_lock = Some(store.lock_branch(id).map_err(io::Error::other)?);
         Ok(())
     })?;
+    crash_point(Point::OfflineForkCommitted);
     let total_us = micros(start.elapsed());
     Ok(ForkReport { child: row, gate_us: 0, commit_us: total_us, total_us })
 }
@@ -211,15 +222,19 @@ pub fn create_from(
     // The layer comes first: a crash leaves a directory that no row names, and gc takes it.
     let layer = OpenLayer::empty((head, 0), data, host.boot_id, Box::new(|| Ok(())));
     write_root(&layer, Record::Inode(Box::new(root_directory(by.uid))))?;
+    crash_point(Point::CreateRootWritten);
     layer.log.discard_volatile().map_err(|source| BranchError::Host {
         what: "removing",
         path: store.layer_dir(head),
         source,
     })?;
+    crash_point(Point::CreateLogSettled);
     let new =
         NewBranch { name, origin: origin.to_owned(), uid: by.uid, command: by.command.clone() };
     let row = store.catalog.create_branch(&new, NewLayer { id: head, parent: None })?;
+    crash_point(Point::CreateCommitted);
     store.catalog.mark_layer_used(head)?;
+    crash_point(Point::CreateMarked);
     Ok(row)
 }
 

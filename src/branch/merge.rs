@@ -14,6 +14,7 @@ use super::view::SealedPart;
 use super::{Branch, BranchError};
 use crate::format::index::{FileLayout, Index, IndexBuilder, IndexMeta};
 use crate::format::{FormatError, Ino};
+use crate::io::crash::{Point, crash_point};
 use crate::layer::LayerError;
 use crate::layer::owner_map::OwnerMapBuilder;
 use crate::layer::sealed::{IndexFile, open_index};
@@ -61,6 +62,7 @@ pub(super) fn merge_below(branch: &Branch, depth: u32) -> Result<(), BranchError
     }
     if let Some(index) = open_index(data, layer, IndexFile::Merged)? {
         branch.swap_merged(&SealedPart { layer, which: IndexFile::Merged, index });
+        crash_point(Point::MergedSwapped);
     }
     Ok(())
 }

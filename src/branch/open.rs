@@ -14,6 +14,7 @@ use crate::catalog::{BranchLock, BranchRow, LayerRow, Store};
 use crate::format::journal::Record;
 use crate::format::{Ino, LayerId};
 use crate::io::Storage;
+use crate::io::crash::{Point, crash_point};
 use crate::io::host::HostStorage;
 use crate::layer::data_files::DataFiles;
 use crate::layer::log::FirstUse;
@@ -72,8 +73,11 @@ impl Branch {
         let view = Arc::new(load_view(&store, &data, boot_id, &chain)?);
         let settled = match mode {
             OpenMode::ReadWrite => {
+                crash_point(Point::OpenReplayed);
                 let settled = recover::recover(&view)?;
+                crash_point(Point::OpenRecovered);
                 view.open.log.begin()?;
+                crash_point(Point::OpenBegun);
                 settled
             }
             OpenMode::ReadOnly => Vec::new(),
@@ -95,8 +99,10 @@ impl Branch {
         });
         if !settled.is_empty() {
             branch.finalize_frozen()?;
+            crash_point(Point::OpenFinalized);
             for ino in settled {
                 let _durable = branch.view().open.sync_file(ino)?;
+                crash_point(Point::OpenSynced);
             }
         }
         if mode == OpenMode::ReadWrite && host.background {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::BranchError;
 use super::view::View;
 use crate::format::Ino;
+use crate::io::crash::{Point, crash_point};
 use crate::layer::data_files::DataFiles;
 use crate::layer::open::OpenLayer;
 use crate::layer::write::Target;
@@ -82,6 +83,7 @@ fn remove_leftovers(open: &OpenLayer, data: &DataFiles) -> Result<(), BranchErro
                 && !open.is_doomed(ino)
             {
                 data.destroy(open.id, ino).map_err(host(&group))?;
+                crash_point(Point::LeftoverRemoved);
             }
         }
     }

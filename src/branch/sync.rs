@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::view::View;
 use super::{Branch, BranchError};
 use crate::format::Ino;
+use crate::io::crash::{Point, crash_point};
 use crate::layer::LayerError;
 use crate::layer::open::OpenLayer;
 use crate::layer::sealed::IndexFile;
@@ -49,6 +50,7 @@ impl Branch {
     ) -> Result<(), BranchError> {
         for layer in view.frozen.iter().rev() {
             let _durable = self.sync_layer(layer, &sync)?;
+            crash_point(Point::SyncedBelow);
         }
         Ok(())
     }

@@ -35,6 +35,8 @@ pub use lock::{BranchLock, FileLock, LockError};
 pub use oplog::OperationRow;
 pub use store::{Store, StoreError, default_store_dir};
 
+use crate::io::crash::{Point, crash_point};
+
 /// How long a call waits for another process' transaction before it fails as busy.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -138,7 +140,9 @@ impl Catalog {
         let mut connection = self.connection.lock();
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let value = work(&transaction)?;
+        crash_point(Point::CatalogUncommitted);
         transaction.commit()?;
+        crash_point(Point::CatalogCommitted);
         wal::shorten(&connection, &self.path, wal::BYTES_MAX);
         Ok(value)
     }

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use crate::io::crash::{Point, crash_point};
+
 /// Bytes kept back: enough for the catalog's shared memory and some dozen transactions.
 const BYTES: u64 = 4 << 20;
 /// A store with less free space than this is full.
@@ -23,7 +25,10 @@ pub fn make(store: &Path) {
     let path = file_of(store);
     let make = || -> io::Result<()> {
         let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-        Ok(fallocate(&file, FallocateFlags::empty(), 0, BYTES.cast_signed())?)
+        crash_point(Point::ReserveCreated);
+        fallocate(&file, FallocateFlags::empty(), 0, BYTES.cast_signed())?;
+        crash_point(Point::ReserveMade);
+        Ok(())
     };
     if !path.exists()
         && let Err(error) = make()
@@ -41,7 +46,11 @@ pub fn give_up(store: &Path) -> bool {
     let blocks =
         if nix::unistd::geteuid().is_root() { host.blocks_free() } else { host.blocks_available() };
     let free = blocks.saturating_mul(host.fragment_size());
-    free < FULL_BELOW && std::fs::remove_file(file_of(store)).is_ok()
+    let made_room = free < FULL_BELOW && std::fs::remove_file(file_of(store)).is_ok();
+    if made_room {
+        crash_point(Point::ReserveGivenUp);
+    }
+    made_room
 }
 
 #[cfg(test)]

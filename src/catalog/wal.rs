@@ -15,6 +15,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::{BUSY_TIMEOUT, CatalogError};
+use crate::io::crash::{Point, crash_point};
 
 /// Bytes in use that the end of a process leaves behind at most.
 ///
@@ -78,9 +79,12 @@ pub fn shorten(connection: &Connection, catalog: &Path, limit: u64) {
         }
         connection.busy_timeout(Duration::ZERO)?;
         // The first does what takes long, and lets others commit meanwhile.
-        let done = connection
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-            .and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+        let done =
+            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).and_then(|()| {
+                crash_point(Point::WalCopied);
+                connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            });
+        crash_point(Point::WalEmptied);
         connection.busy_timeout(BUSY_TIMEOUT)?;
         done
     };
@@ -115,6 +119,8 @@ fn write_zeros(path: &Path) -> io::Result<()> {
         let part =
             zeros.get(..usize::try_from(LENGTH - at).unwrap_or(usize::MAX)).unwrap_or(&zeros);
         at += file.write_at(part, at)? as u64;
+        crash_point(Point::WalHalfExtended);
     }
+    crash_point(Point::WalExtended);
     file.sync_all()
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::{failure, output};
 use crate::catalog::{CatalogError, FileLock, LayerRow, LayerState, LockError, Store, reserve};
 use crate::format::{BranchId, LayerId};
+use crate::io::crash::{Point, crash_point};
 use crate::postgres::instance::Files;
 use crate::serve::Failure;
 
@@ -52,12 +53,19 @@ struct Report {
 pub(super) fn run(args: &GcArgs, store: &Store) -> Result<u8, Failure> {
     let mut report = Report { dry_run: args.dry_run, ..Report::default() };
     let turn = if args.dry_run { None } else { Some(take_turn(store)?) };
+    if turn.is_some() {
+        crash_point(Point::GcLocked);
+    }
     remove_layers(args, store, &mut report)?;
     remove_leftovers(args, store, &mut report)?;
     if turn.is_some() {
+        crash_point(Point::GcLeftoversRemoved);
         remove_run_files(store).map_err(|error| failure::of_catalog(&error))?;
+        crash_point(Point::GcRunFilesRemoved);
         store.catalog.checkpoint().map_err(|error| failure::of_catalog(&error))?;
+        crash_point(Point::GcLogShortened);
         reserve::make(&store.root);
+        crash_point(Point::GcEnded);
     }
     if args.json {
         output::print_json(&report)?;
@@ -96,7 +104,15 @@ fn take_turn(store: &Store) -> Result<FileLock, Failure> {
     })
 }
 
+/// Removes a directory with all in it; one that is missing is fine.
 fn remove_tree(dir: &Path) -> Result<(), Failure> {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        // What is refused here is met again below, and said there.
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let _ = if is_dir { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        crash_point(Point::GcEntryRemoved);
+    }
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Failure::new("gc", format!("removing {}: {error}", dir.display())))
@@ -128,11 +144,13 @@ fn remove_layers(args: &GcArgs, store: &Store, report: &mut Report) -> Result<()
         report.layers += 1;
         if !args.dry_run {
             remove_tree(&dir)?;
+            crash_point(Point::GcLayerRemoved);
             gone.push(row.id);
         }
     }
     if !gone.is_empty() {
         store.catalog.remove_layers(&gone).map_err(catalog)?;
+        crash_point(Point::GcRowsRemoved);
     }
     for lock in claims {
         // What stays is removed by the next gc.
@@ -223,7 +241,10 @@ fn doom(args: &GcArgs, store: &Store, grace: Duration) -> Result<Leftovers, Fail
         }
         let doomed = layers.join(format!("{name}{DOOMED}"));
         match std::fs::rename(&path, &doomed) {
-            Ok(()) => found.doomed.push(doomed),
+            Ok(()) => {
+                crash_point(Point::GcDoomed);
+                found.doomed.push(doomed);
+            }
             // Whoever made it gave up and removed it.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed("renaming", &path, &error)),

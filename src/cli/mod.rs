@@ -99,6 +99,9 @@ enum Command {
 
 /// Runs the command line; the exit code tells how it went.
 pub fn main() -> ExitCode {
+    if let Some(code) = crate::io::crash::prepare() {
+        return ExitCode::from(code);
+    }
     let cli = Cli::parse();
     start_tracing(cli.verbose, cli.quiet);
     match cli.run() {

@@ -2,6 +2,7 @@
 
 use super::{Fs, FsError};
 use crate::format::{FileKind, Ino};
+use crate::io::crash::{Point, crash_point};
 use crate::postgres::hygiene::POSTMASTER_FILES;
 
 impl Fs {
@@ -18,9 +19,13 @@ impl Fs {
                 self.remove_if_there(dir, &lock_file, |kind| kind == FileKind::Regular)?;
             }
         }
+        crash_point(Point::HygieneRemoved);
         let _durable = self.sync_dir()?;
+        crash_point(Point::HygieneSynced);
         let cleared = self.branch.store.catalog.clear_hygiene(self.branch.row.id);
-        Ok(cleared.map_err(crate::branch::BranchError::from)?)
+        cleared.map_err(crate::branch::BranchError::from)?;
+        crash_point(Point::HygieneNoted);
+        Ok(())
     }
 
     fn remove_if_there(

@@ -15,6 +15,7 @@ use super::copy_file::{Abilities, Copied, CopyError, FileCopy};
 use super::plan::{CopyJob, Plan};
 use super::source::{Identity, modified, open_for_copy};
 use super::{ImportError, Observer};
+use crate::io::crash::{Point, crash_point};
 
 /// How contents came into the layer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -70,6 +71,7 @@ pub(super) fn copy_all(
     observer: &dyn Observer,
 ) -> Result<(CopyStats, Vec<CopyJob>), ImportError> {
     let directories = make_directories(plan, settings.layer_dir)?;
+    crash_point(Point::ImportDirsMade);
     let work = Work {
         plan,
         settings,
@@ -172,6 +174,7 @@ impl Work<'_> {
             .mode(0o600)
             .open(&target_path)
             .map_err(ImportError::host("creating", &target_path))?;
+        crash_point(Point::ImportFileCreated);
         let copied = FileCopy {
             source: &source,
             target: &target,
@@ -187,6 +190,7 @@ impl Work<'_> {
         if self.settings.sync_each_file {
             target.sync_data().map_err(ImportError::host("syncing the copy of", path()))?;
         }
+        crash_point(Point::ImportFileCopied);
         Ok(Some(copied))
     }
 

@@ -31,6 +31,7 @@ pub use error::ImportError;
 pub use note::Note;
 
 use crate::catalog::{BranchName, BranchRow, CatalogError, NewBranch, Store};
+use crate::io::crash::{Point, crash_point};
 use crate::postgres::{ControlFile, DataDirectory, ProbeError, config, probe};
 use copy::CopyStats;
 use plan::Plan;
@@ -129,6 +130,7 @@ pub fn import(
     }
     let layer = publish::PendingLayer::begin(store, request.adopt.then_some(source.as_path()))?;
     let copied = fill(&layer, &mut plan, request, observer)?;
+    crash_point(Point::ImportCopied);
     still_the_same(&source, cluster.as_ref(), &plan, request)?;
     layer.sync_contents(&copied, observer)?;
     let counts = plan.counts.clone();

@@ -13,6 +13,7 @@ use super::{ImportError, Observer};
 use crate::branch::fork::random_layer_id;
 use crate::catalog::{BranchRow, FileLock, LayerState, NewBranch, Store};
 use crate::format::id::granules_spanned;
+use crate::io::crash::{Point, crash_point};
 
 use crate::format::{
     FileKind, FileLayout, Granule, IndexBuilder, IndexMeta, Ino, InodeRecord, LayerId, OwnedRun,
@@ -54,14 +55,17 @@ impl<'a> PendingLayer<'a> {
         let layers = File::open(parent).map_err(ImportError::host("opening", parent))?;
         let syncfs = trusts_syncfs(&layers);
         let lock = store.lock_import(id)?;
+        crash_point(Point::ImportLocked);
         if let Err(error) = store.catalog.begin_import(id, adopted_from) {
             // Nobody will look for it: gc finds such locks by their layer's row.
             let _ = lock.remove();
             return Err(error.into());
         }
+        crash_point(Point::ImportNoted);
         let pending =
             PendingLayer { store, id, dir: dir.clone(), lock: Some(lock), layers, syncfs };
         DirBuilder::new().mode(0o700).create(&dir).map_err(ImportError::host("creating", dir))?;
+        crash_point(Point::ImportBegun);
         Ok(pending)
     }
 
@@ -92,6 +96,7 @@ impl<'a> PendingLayer<'a> {
         for dir in &copied.directories {
             sync_dir(&self.dir.join(dir))?;
         }
+        crash_point(Point::ImportSynced);
         Ok(())
     }
 
@@ -104,21 +109,27 @@ impl<'a> PendingLayer<'a> {
             builder.write(&mut out)?;
             out.flush()?;
             out.get_ref().sync_all()?;
+            crash_point(Point::ImportIndexWritten);
             std::fs::rename(&temporary, &path)
         };
         write().map_err(ImportError::host("writing", &path))?;
+        crash_point(Point::ImportIndexRenamed);
         sync_dir(&self.dir)?;
-        self.layers.sync_all().map_err(ImportError::host("syncing", &self.dir))
+        self.layers.sync_all().map_err(ImportError::host("syncing", &self.dir))?;
+        crash_point(Point::ImportIndexDurable);
+        Ok(())
     }
 
     /// Seals the layer and creates the branch on top of it: the import becomes visible.
     pub(super) fn finish(mut self, new: &NewBranch) -> Result<BranchRow, ImportError> {
         let head = random_layer_id().map_err(ImportError::host("reading", "/dev/urandom"))?;
         let row = self.store.catalog.finish_import(self.id, head, new)?;
+        crash_point(Point::ImportPublished);
         if let Some(lock) = self.lock.take() {
             // A lock file that stays is harmless: gc removes those without a layer.
             let _ = lock.remove();
         }
+        crash_point(Point::ImportEnded);
         Ok(row)
     }
 }
@@ -140,8 +151,10 @@ impl Drop for PendingLayer<'_> {
             tracing::warn!(layer = %self.id.dir_name(), %error, "left to gc");
             return;
         }
+        crash_point(Point::ImportUndone);
         match self.store.catalog.abort_import(self.id) {
             Ok(()) => {
+                crash_point(Point::ImportForgotten);
                 let _ = lock.remove();
             }
             Err(error) => tracing::warn!(layer = %self.id.dir_name(), %error, "left to gc"),

@@ -3,6 +3,7 @@
 //! [`Storage`] opens and names files, [`HostFile`] reads and writes one. The real implementation
 //! is [`host::HostStorage`]; tests put [`fault::FaultStorage`] around it.
 
+pub mod crash;
 pub mod fault;
 pub mod host;
 pub mod lossy;

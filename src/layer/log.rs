@@ -17,6 +17,7 @@ use super::LayerError;
 use super::sync::Durable;
 use crate::format::journal::{LogHeader, LogKind, Record, encode_frame};
 use crate::format::{Ino, LayerId};
+use crate::io::crash::{Point, crash_point, halves};
 use crate::io::{Access, HostFile, Storage, write_all_at};
 
 /// For an estimate of what queued records will take in the journal.
@@ -105,7 +106,9 @@ impl Log {
             return Ok(());
         }
         self.open_volatile(&mut queue)?;
-        self.storage.sync_dir(&self.dir).map_err(self.host("marking the layer as in use"))
+        self.storage.sync_dir(&self.dir).map_err(self.host("marking the layer as in use"))?;
+        crash_point(Point::LayerMarked);
+        Ok(())
     }
 
     /// Records a change that may become durable at any time.
@@ -220,15 +223,19 @@ impl Log {
         // not an earlier before the power goes, and a healthy log would look damaged.
         let mut frame = Vec::with_capacity(4096);
         encode_frame(sequence, batch, &mut frame);
-        write_all_at(journal, &frame, offset).map_err(Failed::BeforeSync)?;
+        write_frame(journal, &frame, offset, Point::JournalTorn).map_err(Failed::BeforeSync)?;
+        crash_point(Point::JournalWritten);
         journal.sync_data().map_err(Failed::Sync)?;
+        crash_point(Point::JournalSynced);
         if !entry_durable {
             self.storage.sync_dir(&self.dir).map_err(Failed::Sync)?;
             if let Some(layers) = self.dir.parent() {
                 self.storage.sync_dir(layers).map_err(Failed::Sync)?;
             }
+            crash_point(Point::JournalNamed);
             // Only now: a layer that the catalog says was used and that is not there is damage.
             (self.first_use)().map_err(Failed::BeforeSync)?;
+            crash_point(Point::JournalNoted);
         }
         Ok(offset + frame.len() as u64)
     }
@@ -253,14 +260,21 @@ impl Log {
     ) -> io::Result<Arc<dyn HostFile>> {
         if end.bytes == 0 {
             self.storage.create_dirs(&self.dir)?;
+            let (created, begun) = match header.kind {
+                LogKind::Journal => (Point::JournalCreated, Point::JournalBegun),
+                LogKind::Volatile => (Point::VolatileCreated, Point::VolatileBegun),
+            };
             let file = self.storage.open(&self.dir.join(name), Access::CreateEmpty)?;
+            crash_point(created);
             write_all_at(&*file, &header.encode(), 0)?;
+            crash_point(begun);
             return Ok(file);
         }
         let file = self.storage.open(&self.dir.join(name), Access::ReadWrite)?;
         // A torn tail must not be taken for frames after the next append.
         if file.metadata()?.len > end.bytes {
             file.set_len(end.bytes)?;
+            crash_point(Point::LogTornOff);
         }
         Ok(file)
     }
@@ -269,8 +283,9 @@ impl Log {
         let volatile = self.open_volatile(queue)?;
         let mut frame = Vec::with_capacity(256);
         encode_frame(queue.volatile_end.sequence, records, &mut frame);
-        write_all_at(&*volatile, &frame, queue.volatile_end.bytes)
+        write_frame(&*volatile, &frame, queue.volatile_end.bytes, Point::VolatileTorn)
             .map_err(self.host("writing the volatile log"))?;
+        crash_point(Point::VolatileWritten);
         queue.volatile_end.bytes += frame.len() as u64;
         queue.volatile_end.sequence += 1;
         Ok(())
@@ -301,6 +316,14 @@ enum Failed {
     BeforeSync(io::Error),
     /// A sync failed: what is on the disk is unknown.
     Sync(io::Error),
+}
+
+/// Writes one frame; `torn` is the crash point in its middle.
+fn write_frame(file: &dyn HostFile, frame: &[u8], at: u64, torn: Point) -> io::Result<()> {
+    let (first, rest) = halves(frame);
+    write_all_at(file, first, at)?;
+    crash_point(torn);
+    write_all_at(file, rest, at + first.len() as u64)
 }
 
 /// Queues one change. All changes of a batch become durable in one frame, so a change of several

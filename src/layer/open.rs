@@ -16,6 +16,7 @@ use super::sync::Durable;
 use crate::format::journal::Record;
 use crate::format::name_hash::name_hash;
 use crate::format::{DirentTarget, Ino, InodeRecord, LayerId, LayoutDelta};
+use crate::io::crash::{Point, crash_point};
 
 /// Destroys wait until the journal says that nothing leads to the file any more.
 struct Doomed {
@@ -223,8 +224,10 @@ impl OpenLayer {
             Ok(())
         };
         create().map_err(LayerError::host(self.id, "creating a data file"))?;
+        crash_point(Point::FileSized);
         let delta = LayoutDelta::unchanged(ino);
         self.log.append_volatile(&[Record::Layout(delta.clone())])?;
+        crash_point(Point::FileLogged);
         file.apply(&delta);
         files.insert(ino, file.clone());
         Ok(file)
@@ -275,10 +278,12 @@ impl OpenLayer {
         };
         let mut first_error = None;
         for gone in doomed {
+            crash_point(Point::ReapSynced);
             if let Err(source) = self.data.destroy(self.id, gone.ino) {
                 first_error.get_or_insert(source);
                 self.doomed.lock().push(gone);
             }
+            crash_point(Point::ReapRemoved);
         }
         match first_error {
             Some(source) => Err(LayerError::host(self.id, "removing a data file")(source)),

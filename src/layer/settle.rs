@@ -10,6 +10,7 @@ use super::LayerError;
 use super::write::Target;
 use crate::format::id::granules_spanned;
 use crate::format::{GRANULE_BYTES, GranuleRange, LayoutDelta};
+use crate::io::crash::{Point, crash_point};
 
 impl Target<'_> {
     /// Makes good for a cut whose record was lost, if there was one: `below` is the size in bytes
@@ -29,12 +30,14 @@ impl Target<'_> {
         if !own.size.is_multiple_of(GRANULE_BYTES) && self.shows_lower(end - 1) {
             let last = GranuleRange { start: end - 1, end };
             self.copy_up(last)?;
+            crash_point(Point::SettleCopied);
             delta.added.push(last);
         }
         if own.floor <= end && delta.added.is_empty() {
             return Ok(false);
         }
         self.record_settled(&delta)?;
+        crash_point(Point::SettleLogged);
         Ok(true)
     }
 

@@ -14,6 +14,7 @@ use crate::format::id::granules_spanned;
 use crate::format::index::Index;
 use crate::format::sums::{SumExtent, Sums, SumsWriter, cut_extents, granule_sum, owned_stretches};
 use crate::format::{FormatError, GRANULE_BYTES, Granule, LayerId};
+use crate::io::crash::{Point, crash_point};
 use crate::io::{Access, Appender, HostFile, read_once_up_to, read_up_to, sys};
 
 /// What became of an attempt to make a layer's checksums.
@@ -169,6 +170,7 @@ fn write(
     let extents = cut_extents(with_data(data, layer, &stretches)?);
     let writing = |error| LayerError::host(layer, "writing checksums")(error);
     let file = data.storage.open(temporary, Access::CreateEmpty).map_err(writing)?;
+    crash_point(Point::SumsCreated);
     let out = BufWriter::with_capacity(1 << 20, Appender::new(&*file));
     let mut writer = SumsWriter::new(out, layer, &extents).map_err(writing)?;
     for extent in extents {
@@ -179,9 +181,12 @@ fn write(
         }
     }
     drop(writer.finish().map_err(writing)?);
+    crash_point(Point::SumsWritten);
     // Its name need not be durable: without it the checksums are made again.
     file.sync_data().map_err(writing)?;
+    crash_point(Point::SumsSynced);
     data.storage.rename(temporary, &path(data, layer)).map_err(writing)?;
+    crash_point(Point::SumsRenamed);
     Ok(Made::Now)
 }
 

@@ -8,6 +8,7 @@ use super::open::OpenLayer;
 use super::open_file::OpenFile;
 use crate::format::Ino;
 use crate::format::journal::Record;
+use crate::io::crash::{Point, crash_point};
 
 /// Proof that what was asked for is on stable storage. Only code that synced can make one, and
 /// the reply to an fsync takes one.
@@ -77,6 +78,7 @@ impl OpenLayer {
         if let Some(delta) = pending {
             ticket = self.log.append_synced(&[Record::Layout(delta)]);
             file.layout_ticket.fetch_max(ticket, Ordering::AcqRel);
+            crash_point(Point::SyncedQueued);
         }
         Ok(ticket.max(file.layout_ticket.load(Ordering::Acquire)))
     }
@@ -84,8 +86,10 @@ impl OpenLayer {
     fn sync_host(&self, file: &OpenFile) -> std::io::Result<()> {
         let Some(host) = file.existing_host(&self.data)? else { return Ok(()) };
         host.sync_data()?;
+        crash_point(Point::SyncedData);
         if !file.entry_durable.swap(true, Ordering::AcqRel) {
             self.data.sync_entry(self.id, file.ino)?;
+            crash_point(Point::SyncedEntry);
         }
         Ok(())
     }

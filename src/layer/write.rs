@@ -14,6 +14,7 @@ use super::owner_map::OwnerMap;
 use crate::format::id::granules_spanned;
 use crate::format::journal::Record;
 use crate::format::{GRANULE_BYTES, Granule, GranuleRange, LayoutDelta};
+use crate::io::crash::{Point, crash_point};
 use crate::io::{Allocate, HostFile, write_all_at};
 
 fn covering(offset: u64, len: u64) -> GranuleRange {
@@ -138,6 +139,7 @@ impl Target<'_> {
                     self.layer.data.read_run(run, &mut buf, source)?;
                 }
                 self.write_host(&host, &buf, start_byte)?;
+                crash_point(Point::OwnerCopiedUp);
             }
             at = end;
         }
@@ -181,7 +183,9 @@ impl Target<'_> {
     fn write_owned(&self, range: GranuleRange, offset: u64, data: &[u8]) -> Result<(), LayerError> {
         let host = self.host()?;
         self.write_host(&host, data, offset)?;
+        crash_point(Point::WriteStored);
         self.claim(range)?;
+        crash_point(Point::WriteOwned);
         let mut own = self.file.ownership.write();
         own.size = own.size.max(offset + data.len() as u64);
         Ok(())
@@ -232,6 +236,7 @@ impl Target<'_> {
         }
         host.set_len(size).map_err(self.host_error("truncating"))?;
         self.file.mark_dirty(&host);
+        crash_point(Point::CutDone);
         if shared
             && size < old_size
             && let Err(error) = self.record(&delta)
@@ -242,6 +247,7 @@ impl Target<'_> {
             self.file.apply(&delta);
             *self.file.unlogged.lock() = Some(delta);
         }
+        crash_point(Point::CutLogged);
         self.file.ownership.write().size = size;
         Ok(())
     }
@@ -262,6 +268,7 @@ impl Target<'_> {
             }
             at = run_end;
         }
+        crash_point(Point::TakenOver);
         self.record(&LayoutDelta { private: true, ..LayoutDelta::unchanged(self.file.ino) })
     }
 
@@ -282,6 +289,7 @@ impl Target<'_> {
         let mode = if punch { Allocate::PunchHole } else { Allocate::ZeroKeepSize };
         host.allocate(mode, offset, end - offset).map_err(self.host_error("zeroing"))?;
         self.file.mark_dirty(&host);
+        crash_point(Point::ZeroDone);
         self.claim(range)
     }
 

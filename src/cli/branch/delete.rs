@@ -6,6 +6,7 @@ use super::super::postgres::{reach, stop};
 use super::super::{command_line, failure, output};
 use crate::catalog::{BranchLock, BranchName, BranchRow, LockError, Store};
 use crate::format::BranchId;
+use crate::io::crash::{Point, crash_point};
 use crate::postgres::postmaster::StopMode;
 use crate::postgres::runtime_dir::RuntimeDir;
 use crate::serve::Failure;
@@ -83,13 +84,17 @@ pub(in crate::cli) fn delete(store: &Store, row: &BranchRow, force: bool) -> Res
         stop::stop(store, row, how)?;
     }
     let lock = lock(force, store, row)?;
+    crash_point(Point::DeleteLocked);
     let uid = nix::unistd::getuid().as_raw();
     let deleted = store.catalog.delete_branch(row.id, uid, &command_line());
     deleted.map_err(|error| failure::of_catalog(&error))?;
+    crash_point(Point::DeleteCommitted);
     reach::files(store, row).remove_all();
     RuntimeDir::of_branch(&store.root, row.id.0).remove();
+    crash_point(Point::DeleteTidied);
     // Nothing is left to lock; a file that stays is removed by gc.
     let _ = lock.remove();
+    crash_point(Point::DeleteEnded);
     Ok(())
 }
 
