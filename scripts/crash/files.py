@@ -343,7 +343,8 @@ def tree_digest(root: Path) -> str:
         for name in sorted(names):
             path = Path(top) / name
             digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes())
+            if path.is_file():
+                digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
     python3 -m crash.recorder --root MOUNT --log FILE --seed N --letter A DIRECTORY..
 
-Runs until it is ended or an operation fails; each goes to the log before and after (crash/oplog.py). A process
+Runs until it is ended, an operation fails, or there were as many as it was told; each goes to the log before and after (crash/oplog.py). A process
 of its own: the end of a mount may kill whoever touches a memory map on it.
 """
 
@@ -80,9 +80,9 @@ class Recorder:
             raise
         self.note("ok", *([] if result is None else [result]))
 
-    def run(self) -> None:
+    def run(self, operations: int | None) -> None:
         choices, weights = zip(*self.WEIGHTS.items())
-        while True:
+        while operations is None or self.number < operations:
             self.number += 1
             what = self.random.choices(choices, weights)[0]
             if len(self.names) < FILES_MIN or (what == "create" and len(self.names) < FILES_MAX):
@@ -307,10 +307,11 @@ def main() -> int:
     parser.add_argument("--log", required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--letter", default="A", help="first byte of what it writes")
+    parser.add_argument("--operations", type=int, help="end after so many")
     parser.add_argument("dirs", nargs="+")
     args = parser.parse_args()
     try:
-        Recorder(args.root, args.dirs, args.log, args.seed, args.letter).run()
+        Recorder(args.root, args.dirs, args.log, args.seed, args.letter).run(args.operations)
     except OSError as error:
         print(f"recorder: {error}", file=sys.stderr)
     return 0
