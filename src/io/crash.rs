@@ -245,15 +245,16 @@ mod armed {
 
     pub(super) fn pass(point: Point) {
         static PASSED: AtomicU64 = AtomicU64::new(0);
-        match order() {
-            Ok(Order::Trace) => note("passed", point),
-            Ok(Order::Die { at, nth }) if *at == point => {
-                if PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *nth {
-                    note("died", point);
-                    die();
-                }
-            }
-            _ => {}
+        let Ok(order) = order() else { return };
+        if *order == Order::Trace {
+            note("passed", point);
+        }
+        if let Order::Die { at, nth } = order
+            && *at == point
+            && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *nth
+        {
+            note("died", point);
+            die();
         }
     }
 

@@ -30,6 +30,7 @@ pub struct DataFiles {
     layers: PathBuf,
     pool: FilePool,
     adopted: RwLock<HashMap<LayerId, Arc<AdoptedBase>>>,
+    /// Directories whose own entry is durable.
     entries_synced: Mutex<HashSet<PathBuf>>,
     /// Checksums of the sealed layers that were read from; `None` where there are none.
     pub(super) sums: RwLock<HashMap<LayerId, Option<Arc<Sums>>>>,
@@ -96,11 +97,12 @@ impl DataFiles {
         let path = self.path(layer, ino);
         let dir = path.parent().unwrap_or(Path::new("/"));
         self.storage.sync_dir(dir)?;
-        // The directories above are made once per layer, so they need to be synced once.
-        for above in dir.ancestors().skip(1).take(2) {
-            if !self.entries_synced.lock().contains(above) {
-                self.storage.sync_dir(above)?;
-                self.entries_synced.lock().insert(above.to_owned());
+        // The group of the data file, and the directory of all groups, are made once: their own
+        // entries need to be synced once.
+        for made in dir.ancestors().take(2) {
+            if !self.entries_synced.lock().contains(made) {
+                self.storage.sync_dir(made.parent().unwrap_or(Path::new("/")))?;
+                self.entries_synced.lock().insert(made.to_owned());
             }
         }
         Ok(())
@@ -262,5 +264,36 @@ fn difference(then: &AdoptedSource, now: &crate::io::HostMetadata) -> Option<&'s
         Some("its modification time differs")
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::io::host::HostStorage;
+    use crate::io::lossy::LossyStorage;
+    use crate::io::write_all_at;
+
+    /// Inodes 5 and 5000 lie in different groups.
+    #[test]
+    fn a_data_file_in_a_second_group_is_as_durable_as_one_in_the_first() {
+        let temp = tempfile::tempdir().unwrap();
+        let (layers, graves) = (temp.path().join("layers"), temp.path().join("graves"));
+        let layer = LayerId(7);
+        std::fs::create_dir_all(layers.join(layer.dir_name())).unwrap();
+        let storage = LossyStorage::new(Arc::new(HostStorage), graves);
+        let data = DataFiles::new(Arc::new(storage.clone()), layers, NonZeroUsize::MIN);
+        for ino in [Ino(5), Ino(5000)] {
+            let host = data.create_own(layer, ino).unwrap();
+            write_all_at(&*host, b"contents", 0).unwrap();
+            host.sync_data().unwrap();
+            data.sync_entry(layer, ino).unwrap();
+        }
+        // Nothing survives that was not synced.
+        storage.cut(&mut |_| 0).unwrap();
+        for ino in [Ino(5), Ino(5000)] {
+            assert_eq!(std::fs::read(data.path(layer, ino)).unwrap(), b"contents", "inode {ino}");
+        }
     }
 }
