@@ -11,13 +11,17 @@ impl Fs {
     /// Runs before the first request of a forked branch is answered; running it twice is harmless.
     pub fn apply_fork_hygiene(&self) -> Result<(), FsError> {
         for name in POSTMASTER_FILES {
-            self.remove_if_there(Ino::ROOT, name, |_| true)?;
+            self.remove_if_there(Ino::ROOT, name, |kind| kind != FileKind::Directory)?;
         }
         for (dir, name) in self.branch.view().sockets()? {
-            if self.remove_if_there(dir, &name, |kind| kind == FileKind::Socket)? {
-                let lock_file = [name.as_slice(), b".lock"].concat();
-                self.remove_if_there(dir, &lock_file, |kind| kind == FileKind::Regular)?;
+            let found = self.resolve(&self.branch.view(), dir, &name)?;
+            if found.is_none_or(|(_, kind)| kind != FileKind::Socket) {
+                continue;
             }
+            // The lock file first: only its socket tells whose it is, also when a crash came between.
+            let lock_file = [name.as_slice(), b".lock"].concat();
+            self.remove_if_there(dir, &lock_file, |kind| kind == FileKind::Regular)?;
+            self.remove_if_there(dir, &name, |kind| kind == FileKind::Socket)?;
         }
         crash_point(Point::HygieneRemoved);
         let _durable = self.sync_dir()?;
@@ -33,13 +37,10 @@ impl Fs {
         dir: Ino,
         name: &[u8],
         wanted: impl Fn(FileKind) -> bool,
-    ) -> Result<bool, FsError> {
+    ) -> Result<(), FsError> {
         match self.resolve(&self.branch.view(), dir, name)? {
-            Some((_, kind)) if kind != FileKind::Directory && wanted(kind) => {
-                self.unlink(dir, name)?;
-                Ok(true)
-            }
-            _ => Ok(false),
+            Some((_, kind)) if wanted(kind) => self.unlink(dir, name),
+            _ => Ok(()),
         }
     }
 }
