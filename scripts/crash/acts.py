@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -279,15 +281,20 @@ def rename(stage: Stage) -> None:
 
 
 def full(stage: Stage) -> None:
-    """gc on a full disk gives the reserve up."""
+    """gc on a full disk gives the reserve up: nothing of the catalog's log is there to be overwritten."""
+    with closing(sqlite3.connect(stage.store / "catalog.sqlite")) as catalog:
+        catalog.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for log in stage.store.glob("catalog.sqlite-*"):
+        log.unlink()
     filler = stage.root / "store" / "filler"
-    with open(filler, "wb") as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
-        except OSError:
-            pass
+    with open(filler, "wb", buffering=0) as file:
+        # Written back before the last try: until then ext4 counts more blocks as taken than it will take.
+        for _ in range(8):
+            try:
+                while True:
+                    file.write(bytes(1 << 12))
+            except OSError:
+                os.fsync(file.fileno())
     try:
         stage.command("gc")
     finally:
