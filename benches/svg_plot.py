@@ -1,4 +1,4 @@
-"""Small plots as SVG text: dots with a whisker on a logarithmic axis, several panels in one picture."""
+"""Small plots as SVG text: dots with a whisker, several panels in one picture."""
 
 from __future__ import annotations
 
@@ -10,39 +10,47 @@ INK, FAINT, MAIN, WHISKER, TARGET = "#222", "#ddd", "#0b6e4f", "#7fb8a3", "#c039
 
 
 class Panel:
-    """One plot: categories along x, milliseconds (log) along y."""
+    """One plot: categories along x, a logarithmic axis (or a linear one from 0) along y."""
 
-    def __init__(self, title: str, unit: str = "ms", target: float = None):
-        self.title, self.unit, self.target = title, unit, target
+    def __init__(self, title: str, unit: str = "ms", target: float = None, linear: bool = False):
+        self.title, self.unit, self.target, self.linear = title, unit, target, linear
         self.points: list = []
 
-    def point(self, label: str, middle: float, high: float) -> None:
-        """`middle` is drawn as a dot, `high` as the end of a whisker above it."""
-        self.points.append((label, max(middle, 1e-3), max(high, middle, 1e-3)))
+    def point(self, label: str, middle: float, high: float, low: float = None) -> None:
+        """`middle` is drawn as a dot, `high` and `low` as the ends of a whisker."""
+        low = middle if low is None else low
+        self.points.append((label, max(middle, 1e-3), max(high, middle, 1e-3), max(min(low, middle), 1e-3)))
+
+    def axis(self) -> list:
+        """The values that get a line across, the least first."""
+        values = [v for _, *point in self.points for v in point] + ([self.target] if self.target else [])
+        if self.linear:
+            step = 0.25 if max(values) < 1.6 else 0.5 if max(values) < 4 else 10 ** math.floor(math.log10(max(values)))
+            return [step * n for n in range(math.ceil(max(values) * 1.02 / step) + 1)]
+        low, high = math.floor(math.log10(min(values) * 0.9)), math.ceil(math.log10(max(values) * 1.1))
+        return [10.0 ** n for n in range(low, high + 1)]
 
     def draw(self, left: int, top: int) -> list:
-        values = [v for _, middle, high in self.points for v in (middle, high)] + ([self.target] if self.target else [])
-        low = 10 ** math.floor(math.log10(min(values) * 0.9))
-        high = 10 ** math.ceil(math.log10(max(values) * 1.1))
         x0, x1 = left + MARGIN_LEFT, left + WIDTH - 16
         y0, y1 = top + HEIGHT - MARGIN_BOTTOM, top + MARGIN_TOP
+        ticks = self.axis()
+        scale = (lambda v: v) if self.linear else math.log10
 
         def y(value: float) -> float:
-            return y0 - (math.log10(value) - math.log10(low)) / (math.log10(high) - math.log10(low)) * (y0 - y1)
+            return y0 - (scale(value) - scale(ticks[0])) / (scale(ticks[-1]) - scale(ticks[0])) * (y0 - y1)
 
         out = [text(left + WIDTH / 2, top + 18, self.title, "middle", 13, bold=True)]
-        tick = low
-        while tick <= high * 1.001:
+        for tick in ticks:
             out.append(line(x0, y(tick), x1, y(tick), FAINT))
             out.append(text(x0 - 6, y(tick) + 4, f"{tick:g} {self.unit}", "end", 10))
-            tick *= 10
         if self.target:
             out.append(line(x0, y(self.target), x1, y(self.target), TARGET, dashed=True))
         step = (x1 - x0) / max(1, len(self.points))
-        for index, (label, middle, top_value) in enumerate(self.points):
+        for index, (label, middle, high, low) in enumerate(self.points):
             x = x0 + step * (index + 0.5)
-            out.append(line(x, y(middle), x, y(top_value), WHISKER, 3))
-            out.append(line(x - 6, y(top_value), x + 6, y(top_value), WHISKER, 2))
+            out.append(line(x, y(low), x, y(high), WHISKER, 3))
+            for end in {high, low} - {middle}:
+                out.append(line(x - 6, y(end), x + 6, y(end), WHISKER, 2))
             out.append(f'<circle cx="{x:.1f}" cy="{y(middle):.1f}" r="4.5" fill="{MAIN}"/>')
             out.append(text(x + 9, y(middle) + 4, f"{middle:.3g}", "start", 10))
             out.append(text(x, y0 + 16, label, "middle", 10))
