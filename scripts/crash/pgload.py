@@ -13,6 +13,8 @@ from harness import Cluster, Cowfs, Failure, Postgres, Sandbox, check, give_to_p
 from ledger import LEDGER, RESTLESS, Recorder, check_ledger
 
 CLIENTS, RECORDERS, SCALE = 4, 3, 2
+#: With less than this part of the disk free, a new branch is begun and the old ones are deleted.
+LEAST_FREE = 0.3
 
 
 class Server:
@@ -107,6 +109,7 @@ class PostgresCampaign:
         self.postgres = Postgres(newest_first()[0])
         self.parent: Server | None = None
         self.servers: list = []
+        self.pids: dict = {}
         self.clients = self.generation = self.forks = self.commits = 0
         sandbox.on_exit(self._abandon)
 
@@ -136,12 +139,28 @@ class PostgresCampaign:
 
     def round(self, number: int) -> str:
         try:
+            if self.parent is not None and self._is_nearly_full():
+                self._retire()
             if self.parent is None:
                 self.begin_anew()
             return self._round(number)
-        except BaseException:
-            self._abandon()
+        except BaseException as error:
+            try:
+                self._abandon()
+                self.crash.recover(self.cowfs)
+            except Failure as further:
+                raise Failure(f"{error}\n    and then, clearing up: {further}") from error
             raise
+
+    def _is_nearly_full(self) -> bool:
+        """Whether the chain of forks has grown so long that the disk has no room for much more of it."""
+        disk = os.statvfs(self.cowfs.store)
+        return disk.f_bavail < disk.f_blocks * LEAST_FREE
+
+    def _retire(self) -> None:
+        self.parent.cluster.stop()
+        self.cowfs.unmount(self.parent.branch)
+        self.parent, self.servers = None, []
 
     def _abandon(self) -> None:
         """Takes everything down, whatever state a failed round left it in."""
@@ -149,14 +168,15 @@ class PostgresCampaign:
             server.end_load()
             server.kill()
         for branch in list(self.cowfs.mounts):
-            pid = self.cowfs.serving_pid(branch)
+            # A disk whose power was cut cannot be asked any more.
+            pid = self.pids.get(branch) or self.cowfs.serving_pid(branch)
             if pid:
                 kill_and_wait(pid)
         drop_mounts(self.cowfs)
         self.parent, self.servers = None, []
 
     def _round(self, number: int) -> str:
-        rng = self.rng
+        rng, self.pids = self.rng, {}
         self.parent.begin_load()
         time.sleep(rng.uniform(0.5, 2.0))
         child = command = None
@@ -166,9 +186,9 @@ class PostgresCampaign:
             time.sleep(rng.choice([0, rng.uniform(0, 0.05), rng.uniform(0, 1.5)]))
         wrong = [line for server in self.servers for line in server.complaints()]
         check(not wrong, "before the crash: " + "; ".join(wrong))
-        pids = [self.cowfs.serving_pid(branch) for branch in self.cowfs.mounts]
+        self.pids = {branch: self.cowfs.serving_pid(branch) for branch in self.cowfs.mounts}
         before = [server.acknowledged() for server in self.servers]
-        self.crash.strike(pids)
+        self.crash.strike(list(self.pids.values()))
         for server, acknowledged in zip(self.servers, before):
             server.kill()
             server.end_load()
