@@ -88,6 +88,43 @@ fn the_kernels_limits_are_raised() {
     }
 }
 
+/// The scheduling policies of a process's threads, by the kind of thread.
+fn policies(pid: Pid) -> Vec<(String, String)> {
+    let mut found: Vec<_> = fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path().join("stat")).unwrap())
+        .map(|stat| {
+            let (name, rest) = stat.split_once('(').unwrap().1.rsplit_once(") ").unwrap();
+            let kind = name.split(|c: char| c.is_ascii_digit()).next().unwrap();
+            // proc(5): the state is field 3, the policy field 41.
+            (kind.to_owned(), rest.split(' ').nth(38).unwrap().to_owned())
+        })
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+#[test]
+fn those_who_serve_requests_run_before_others() {
+    let Some(scene) = Scene::new() else { return };
+    for (options, wanted) in [("noatime", libc::SCHED_RR), ("norealtime", libc::SCHED_OTHER)] {
+        scene.run(&["mount", "main", scene.dir(), "-o", options]).ok();
+        // A sync starts another thread that a client waits for.
+        fs::File::create(scene.dir.join("file")).unwrap().sync_all().unwrap();
+        let policies = policies(scene.server());
+        let serves = |name: &str| name.starts_with("fuser-") || name == "cowfs-sync";
+        for kind in ["fuser-", "cowfs-sync"] {
+            assert!(policies.iter().any(|(name, _)| name == kind), "no {kind}: {policies:?}");
+        }
+        for (name, policy) in policies {
+            let wanted = if serves(&name) { wanted } else { libc::SCHED_OTHER };
+            assert_eq!(policy, wanted.to_string(), "{name} with {options}");
+        }
+        scene.run(&["unmount", "main"]).ok();
+    }
+}
+
 #[test]
 fn a_branch_is_served_once() {
     let scene = scene!();

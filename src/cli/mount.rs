@@ -27,7 +27,7 @@ pub struct MountArgs {
     /// Mount read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Mount options, separated by commas: ro, xattr, writethrough, noexec, dev, suid and others
+    /// Mount options, separated by commas: ro, xattr, writethrough, norealtime, noexec, dev, suid
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// How long to wait until the mount answers

@@ -10,6 +10,7 @@ use fuser::{Config, MountOption, SessionACL};
 use super::adapter::Adapter;
 use super::metrics::Metrics;
 use crate::fs::Fs;
+use crate::io::sys::RealTime;
 
 /// Why a mount failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,8 @@ pub struct MountConfig {
     pub extra_options: Vec<String>,
     /// Threads that answer requests.
     pub threads: usize,
+    /// Let them run before ordinary threads, where that is permitted.
+    pub real_time: bool,
 }
 
 /// A mounted filesystem with its threads.
@@ -113,7 +116,7 @@ pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
     let adapter = Adapter::new(fs, metrics.clone());
     let failed = |source| FuseError::Mount { dir: config.dir.clone(), source };
     let session = fuser::Session::new(adapter, &config.dir, &options(config)).map_err(failed)?;
-    let background = session.spawn().map_err(failed)?;
+    let background = spawn(session, config.real_time).map_err(failed)?;
     // When fuser drops its handle of a mount it unmounts once more: it takes an ended session for a
     // mounted one (0.18). That would hit whatever is mounted at the directory by then, also what
     // was there before us. So the handle is never dropped; it costs one descriptor until the end.
@@ -121,6 +124,22 @@ pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
     let placeholder = std::thread::Builder::new().spawn(|| Ok(())).map_err(failed)?;
     let thread = std::mem::replace(&mut background.guard, placeholder);
     Ok(Session { dir: config.dir.clone(), thread, metrics })
+}
+
+/// Starts the threads that serve; those that they start run as they do.
+///
+/// A client waits for each answer, so whatever makes a serving thread wait for a processor makes
+/// the client wait: with more clients than processors that is the time slices of the others. As
+/// real-time threads they run at once (docs/PERFORMANCE.md has what it brings).
+fn spawn(
+    session: fuser::Session<Adapter>,
+    real_time: bool,
+) -> io::Result<fuser::BackgroundSession> {
+    let asked = real_time.then(RealTime::begin);
+    if let Some(Err(error)) = &asked {
+        tracing::debug!(%error, "requests are served by ordinary threads");
+    }
+    session.spawn()
 }
 
 impl Session {

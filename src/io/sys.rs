@@ -65,6 +65,34 @@ pub fn yield_to_others() {
     }
 }
 
+/// While it lives, the calling thread and the threads that it starts meanwhile are real-time
+/// threads (`SCHED_RR`, lowest priority); those it has started stay so.
+#[must_use = "the thread is an ordinary one again as soon as this is dropped"]
+pub struct RealTime(());
+
+impl RealTime {
+    /// Needs `CAP_SYS_NICE` or a limit on real-time priority (`ulimit -r`) above 0.
+    pub fn begin() -> io::Result<RealTime> {
+        schedule(libc::SCHED_RR, 1).map(|()| RealTime(()))
+    }
+}
+
+impl Drop for RealTime {
+    fn drop(&mut self) {
+        if let Err(error) = schedule(libc::SCHED_OTHER, 0) {
+            tracing::warn!(%error, "a thread stays a real-time thread");
+        }
+    }
+}
+
+fn schedule(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {
+    const THIS_THREAD: libc::pid_t = 0;
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: the parameters outlive the call, which changes only the calling thread.
+    let done = unsafe { libc::sched_setscheduler(THIS_THREAD, policy, &raw const parameters) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `sync_file_range(SYNC_FILE_RANGE_WRITE)`: starts write-out, does not wait, reports nothing.
 pub fn start_write_out(fd: BorrowedFd<'_>, offset: u64, len: u64) {
     // SAFETY: no pointers; a failure only means that write-out starts later.
