@@ -1,10 +1,11 @@
 //! One method per request: translate, call, reply.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
@@ -13,21 +14,21 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{chosen_time, file_attr, from_system, kind_from_mode, kind_of, negative_attr};
-use super::errno::{errno_of, is_ordinary};
+use super::answer::{logged, reply_empty, reply_entry, reply_xattr};
+use super::convert::{
+    FOREVER, allocate_mode, chosen_time, file_attr, from_system, kind_from_mode, kind_of,
+    negative_attr, permissions,
+};
 use super::metrics::{Kind, Metrics};
-use super::workers::Workers;
+use super::workers::{Semaphore, Workers};
 use crate::format::{FileKind, Ino};
 use crate::fs::attr::{Attributes, SetAttributes};
 use crate::fs::names::NewFile;
 use crate::fs::rename::RenameMode;
-use crate::fs::write::AllocateMode;
 use crate::fs::xattr::SetMode;
 use crate::fs::{Caller, Fs, FsError};
 use crate::layer::sync::Durable;
 
-/// Names and attributes stay cached: nobody but this mount changes the branch.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// One request carries at most this much; the kernel caps it at fs.fuse.max_pages_limit.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// Requests the kernel keeps in flight for read-ahead and write-back.
@@ -40,12 +41,15 @@ pub struct Adapter {
     fs: Arc<Fs>,
     metrics: Arc<Metrics>,
     sync_workers: Workers,
+    /// Threads that serve requests and may wait for the disk at this moment.
+    may_wait: Semaphore,
 }
 
 impl Adapter {
-    /// An adapter for `fs` that counts into `metrics`.
-    pub fn new(fs: Arc<Fs>, metrics: Arc<Metrics>) -> Adapter {
-        Adapter { fs, metrics, sync_workers: Workers::new(SYNC_THREADS_MAX) }
+    /// An adapter for `fs` that counts into `metrics`, to be served by `threads` threads.
+    pub fn new(fs: Arc<Fs>, metrics: Arc<Metrics>, threads: usize) -> Adapter {
+        let sync_workers = Workers::new(SYNC_THREADS_MAX);
+        Adapter { fs, metrics, sync_workers, may_wait: Semaphore::new(threads / 2) }
     }
 
     fn make(
@@ -66,55 +70,20 @@ impl Adapter {
         sync: impl FnOnce(&Fs) -> Result<Durable, FsError> + Send + 'static,
     ) {
         let (fs, metrics, start) = (self.fs.clone(), self.metrics.clone(), Instant::now());
-        self.sync_workers.run(move || {
+        let work = move || {
             match sync(&fs) {
                 Ok(Durable { .. }) => reply.ok(),
                 Err(error) => reply.error(logged("fsync", &error)),
             }
             metrics.count(Kind::Fsync, start, 0);
-        });
+        };
+        // Waking another thread up takes a tenth of what a commit takes. It is needed only so that
+        // some threads are always left for requests that do not wait.
+        match self.may_wait.try_enter() {
+            Some(_permit) => work(),
+            None => self.sync_workers.run(work),
+        }
     }
-}
-
-/// The errno of `error`, with a line in the log unless it is an everyday answer.
-fn logged(request: &'static str, error: &FsError) -> Errno {
-    if !is_ordinary(error) {
-        tracing::error!(request, %error, "request failed");
-    }
-    errno_of(error)
-}
-
-fn reply_entry(reply: ReplyEntry, request: &'static str, made: Result<Attributes, FsError>) {
-    match made {
-        Ok(attributes) => reply.entry(&FOREVER, &file_attr(&attributes), Generation(0)),
-        Err(error) => reply.error(logged(request, &error)),
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, request: &'static str, done: Result<(), FsError>) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(logged(request, &error)),
-    }
-}
-
-fn permissions(mode: u32) -> u16 {
-    (mode & 0o7777) as u16
-}
-
-fn allocate_mode(mode: i32) -> Option<AllocateMode> {
-    const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
-    const PUNCH_KEEP: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
-    const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
-    const ZERO_KEEP: i32 = ZERO | KEEP;
-    Some(match mode {
-        0 => AllocateMode::Extend,
-        KEEP => AllocateMode::KeepSize,
-        PUNCH_KEEP => AllocateMode::PunchHole,
-        ZERO => AllocateMode::ZeroExtend,
-        ZERO_KEEP => AllocateMode::ZeroKeepSize,
-        _ => return None,
-    })
 }
 
 impl Filesystem for Adapter {
@@ -332,13 +301,18 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let start = Instant::now();
-        let mut buf = Vec::new();
-        match self.fs.read(Ino(ino.0), offset, size, &mut buf) {
-            Ok(()) => reply.data(&buf),
-            Err(error) => reply.error(logged("read", &error)),
+        thread_local! {
+            /// Fresh memory for each request would cost a page fault for every 4 KiB of it.
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
-        self.metrics.count(Kind::Read, start, buf.len() as u64);
+        let start = Instant::now();
+        BUFFER.with_borrow_mut(|buf| {
+            match self.fs.read(Ino(ino.0), offset, size, buf) {
+                Ok(()) => reply.data(buf),
+                Err(error) => reply.error(logged("read", &error)),
+            }
+            self.metrics.count(Kind::Read, start, buf.len() as u64);
+        });
     }
 
     fn write(
@@ -573,14 +547,5 @@ impl Filesystem for Adapter {
             Err(error) => reply.error(logged("copy_file_range", &error)),
         }
         self.metrics.count(Kind::Copy, start, len);
-    }
-}
-
-fn reply_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsError>) {
-    match value {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(logged("xattr", &error)),
     }
 }

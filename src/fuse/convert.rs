@@ -7,6 +7,10 @@ use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use crate::format::{FileKind, Timestamp};
 use crate::fs::attr::Attributes;
 use crate::fs::now;
+use crate::fs::write::AllocateMode;
+
+/// Names and attributes stay cached: nobody but this mount changes the branch.
+pub(super) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) fn kind_of(kind: FileKind) -> FileType {
     match kind {
@@ -101,6 +105,27 @@ pub(super) fn negative_attr() -> FileAttr {
         blksize: 4096,
         flags: 0,
     }
+}
+
+/// The permission bits of a mode.
+pub(super) fn permissions(mode: u32) -> u16 {
+    (mode & 0o7777) as u16
+}
+
+/// What a mode of fallocate(2) asks for; `None` where it is not known.
+pub(super) fn allocate_mode(mode: i32) -> Option<AllocateMode> {
+    const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
+    const PUNCH_KEEP: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
+    const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
+    const ZERO_KEEP: i32 = ZERO | KEEP;
+    Some(match mode {
+        0 => AllocateMode::Extend,
+        KEEP => AllocateMode::KeepSize,
+        PUNCH_KEEP => AllocateMode::PunchHole,
+        ZERO => AllocateMode::ZeroExtend,
+        ZERO_KEEP => AllocateMode::ZeroKeepSize,
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The FUSE side: translate, call `fs`, reply. The transport stays behind this folder.
 
 pub mod adapter;
+mod answer;
 mod convert;
 pub mod errno;
 pub mod metrics;

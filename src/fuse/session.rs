@@ -113,7 +113,7 @@ fn options(config: &MountConfig) -> Config {
 /// Mounts `fs` and begins to serve it.
 pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
     let metrics = Arc::new(Metrics::default());
-    let adapter = Adapter::new(fs, metrics.clone());
+    let adapter = Adapter::new(fs, metrics.clone(), config.threads);
     let failed = |source| FuseError::Mount { dir: config.dir.clone(), source };
     let session = fuser::Session::new(adapter, &config.dir, &options(config)).map_err(failed)?;
     let background = spawn(session, config.real_time).map_err(failed)?;

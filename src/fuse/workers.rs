@@ -2,8 +2,34 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
+
+/// Lets a bounded number of threads do something at once.
+pub struct Semaphore(AtomicUsize);
+
+/// Permission by a [`Semaphore`], until it is dropped.
+pub struct Permit<'a>(&'a Semaphore);
+
+impl Semaphore {
+    /// For at most `permits` threads at once.
+    pub fn new(permits: usize) -> Semaphore {
+        Semaphore(AtomicUsize::new(permits))
+    }
+
+    /// A permit if one is left; never waits.
+    pub fn try_enter(&self) -> Option<Permit<'_>> {
+        let take = |left: usize| left.checked_sub(1);
+        self.0.fetch_update(Ordering::Acquire, Ordering::Relaxed, take).ok().map(|_| Permit(self))
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, Ordering::Release);
+    }
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -83,5 +109,23 @@ fn work(shared: &Shared) {
             shared.changed.wait(&mut queue);
             queue.idle -= 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn permits_come_back() {
+        let semaphore = Semaphore::new(2);
+        let first = semaphore.try_enter().unwrap();
+        let second = semaphore.try_enter().unwrap();
+        assert!(semaphore.try_enter().is_none());
+        drop(first);
+        assert!(semaphore.try_enter().is_some());
+        drop(second);
+        assert!(Semaphore::new(0).try_enter().is_none());
     }
 }

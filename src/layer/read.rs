@@ -9,6 +9,11 @@ use super::owner_map::OwnerMap;
 use crate::format::{GRANULE_BYTES, Granule, OwnedRun};
 use crate::io::{HostFile, read_full_at};
 
+/// A request of so many bytes is part of a file being read in order.
+const SEQUENTIAL_BYTES: u64 = 256 << 10;
+/// Bytes that the host is told to fetch beyond such a request.
+const AHEAD_BYTES: u64 = 2 << 20;
+
 /// Where a stretch of a file's bytes comes from.
 pub enum Source {
     /// The open layer's data file, at the same offset.
@@ -82,19 +87,12 @@ impl Readable {
         let pieces = self.plan(offset, buf.len() as u64);
         if pieces.len() > 1 {
             // Scattered owners: have the host fetch all of them at once, not one after the other.
-            for piece in &pieces {
-                if let Source::Lower(run) = piece.source {
-                    let granule = (piece.offset / GRANULE_BYTES) as Granule;
-                    let skip = granule - run.start;
-                    let len = crate::format::id::granules_spanned(piece.len);
-                    data.will_need(OwnedRun {
-                        start: granule,
-                        len,
-                        source: run.source + skip,
-                        ..run
-                    });
-                }
-            }
+            will_need(data, &pieces);
+        }
+        if buf.len() as u64 >= SEQUENTIAL_BYTES {
+            // The kernel asks for so much at a time only once it has seen a file being read in
+            // order. While this is copied, the host fetches what will be asked for next.
+            will_need(data, &self.plan(offset + buf.len() as u64, AHEAD_BYTES));
         }
         let mut rest = buf;
         for piece in pieces {
@@ -128,6 +126,18 @@ impl Readable {
                 buf.fill(0);
                 Ok(())
             }
+        }
+    }
+}
+
+/// Tells the host of all that comes from lower layers.
+fn will_need(data: &DataFiles, pieces: &[Piece]) {
+    for piece in pieces {
+        if let Source::Lower(run) = piece.source {
+            let start = (piece.offset / GRANULE_BYTES) as Granule;
+            let len = crate::format::id::granules_spanned(piece.len);
+            let source = run.source + (start - run.start);
+            data.will_need(OwnedRun { start, len, source, ..run });
         }
     }
 }

@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn options_go_to_the_child_as_they_came() {
-        let options = MountOptions::parse(&["ro,xattr,writethrough,norealtime,noexec,allow_other"]).unwrap();
+        let options =
+            MountOptions::parse(&["ro,xattr,writethrough,norealtime,noexec,allow_other"]).unwrap();
         let list = option_list(&options);
         assert_eq!(MountOptions::parse(&list).unwrap(), options);
     }

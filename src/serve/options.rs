@@ -20,7 +20,10 @@ pub struct OptionError {
 impl OptionError {
     /// What to do about it.
     pub fn hint(&self) -> String {
-        format!("known are ro, rw, xattr, writethrough, norealtime, allow_other, {}", KERNEL_OPTIONS.join(", "))
+        format!(
+            "known are ro, rw, xattr, writethrough, norealtime, allow_other, {}",
+            KERNEL_OPTIONS.join(", ")
+        )
     }
 }
 
