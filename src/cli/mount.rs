@@ -27,7 +27,7 @@ pub struct MountArgs {
     /// Mount read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Mount options, separated by commas: ro, xattr, writethrough, norealtime, noexec, dev, suid
+    /// Mount options, separated by commas: ro, xattr, writethrough, realtime, noexec, dev, suid
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// How long to wait until the mount answers

@@ -128,9 +128,9 @@ pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
 
 /// Starts the threads that serve; those that they start run as they do.
 ///
-/// A client waits for each answer, so whatever makes a serving thread wait for a processor makes
-/// the client wait: with more clients than processors that is the time slices of the others. As
-/// real-time threads they run at once (docs/PERFORMANCE.md has what it brings).
+/// Beside much other work real-time threads answer sooner. On a machine with processors to spare
+/// they answer later: the kernel wakes them up on another processor than the one that asks
+/// (docs/PERFORMANCE.md has both). So they are not the default.
 fn spawn(
     session: fuser::Session<Adapter>,
     real_time: bool,

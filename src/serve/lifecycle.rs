@@ -125,7 +125,7 @@ fn option_list(options: &MountOptions) -> Vec<String> {
         (options.read_only, "ro"),
         (options.xattr, "xattr"),
         (options.write_through, "writethrough"),
-        (options.no_real_time, "norealtime"),
+        (options.real_time, "realtime"),
         (options.allow_other, "allow_other"),
     ];
     let set = flags.iter().filter(|(on, _)| *on).map(|(_, name)| (*name).to_owned());
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn options_go_to_the_child_as_they_came() {
         let options =
-            MountOptions::parse(&["ro,xattr,writethrough,norealtime,noexec,allow_other"]).unwrap();
+            MountOptions::parse(&["ro,xattr,writethrough,realtime,noexec,allow_other"]).unwrap();
         let list = option_list(&options);
         assert_eq!(MountOptions::parse(&list).unwrap(), options);
     }

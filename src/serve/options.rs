@@ -21,7 +21,7 @@ impl OptionError {
     /// What to do about it.
     pub fn hint(&self) -> String {
         format!(
-            "known are ro, rw, xattr, writethrough, norealtime, allow_other, {}",
+            "known are ro, rw, xattr, writethrough, realtime, allow_other, {}",
             KERNEL_OPTIONS.join(", ")
         )
     }
@@ -38,8 +38,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// `writethrough`: no write-back cache.
     pub write_through: bool,
-    /// `norealtime`: requests are served by ordinary threads.
-    pub no_real_time: bool,
+    /// `realtime`: requests are served by real-time threads, where that is permitted.
+    pub real_time: bool,
     /// For the kernel, in the order given.
     pub kernel: Vec<String>,
 }
@@ -55,8 +55,7 @@ impl MountOptions {
                 "rw" => options.read_only = false,
                 "xattr" => options.xattr = true,
                 "writethrough" => options.write_through = true,
-                "realtime" => options.no_real_time = false,
-                "norealtime" => options.no_real_time = true,
+                "realtime" => options.real_time = true,
                 "allow_other" => options.allow_other = true,
                 given if ALWAYS_ON.contains(&given) => {}
                 known if KERNEL_OPTIONS.contains(&known) => options.add_kernel(known),
@@ -99,8 +98,8 @@ mod tests {
         assert!(!options.of_fs().write_through);
         assert!(options.xattr && options.read_only && !options.allow_other);
         assert_eq!(options.kernel, ["noexec", "nodev"]);
-        let options = MountOptions::parse(&["ro,rw,sync,async,allow_other,norealtime"]).unwrap();
-        assert!(!options.read_only && options.allow_other && options.no_real_time);
+        let options = MountOptions::parse(&["ro,rw,sync,async,allow_other,realtime"]).unwrap();
+        assert!(!options.read_only && options.allow_other && options.real_time);
         assert_eq!(options.kernel, ["sync"]);
     }
 

@@ -241,7 +241,7 @@ fn mount_config(
         allow_other,
         extra_options: request.options.kernel.clone(),
         threads: request.threads.unwrap_or((2 * processors).clamp(THREADS.0, THREADS.1)),
-        real_time: !request.options.no_real_time,
+        real_time: request.options.real_time,
     }
 }
 
