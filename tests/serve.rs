@@ -88,6 +88,71 @@ fn the_kernels_limits_are_raised() {
     }
 }
 
+/// The value of a sample of `cowfs metrics`.
+fn sample(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn metrics_count_what_was_asked() {
+    let scene = scene!();
+    assert_eq!(
+        scene.run(&["metrics"]).ok().lines().filter(|line| !line.starts_with('#')).count(),
+        0
+    );
+    scene.mount();
+    fs::write(scene.dir.join("file"), vec![7; 100_000]).unwrap();
+    fs::File::open(scene.dir.join("file")).unwrap().sync_all().unwrap();
+    let text = scene.run(&["metrics"]).ok();
+    let of_branch =
+        |name: &str, more: &str| sample(&text, &format!("{name}{{branch=\"main\"{more}}}"));
+    assert_eq!(of_branch("cowfs_up", ""), Some(1.0), "{text}");
+    assert!(of_branch("cowfs_open_layer_bytes", "").unwrap() >= 100_000.0, "{text}");
+    assert_eq!(
+        of_branch("cowfs_request_bytes_total", ",kind=\"write\""),
+        Some(100_000.0),
+        "{text}"
+    );
+    let syncs = of_branch("cowfs_request_seconds_count", ",kind=\"fsync\"").unwrap();
+    assert!(syncs >= 1.0, "{text}");
+    // The buckets add up to it.
+    let last = "cowfs_request_seconds_bucket{le=\"+Inf\",branch=\"main\",kind=\"fsync\"}";
+    assert_eq!(sample(&text, last), Some(syncs), "{text}");
+    assert!(text.ends_with("# EOF\n"));
+
+    let file = scene.temp.path().join("cowfs.prom");
+    let path = file.to_str().unwrap();
+    fs::write(&file, "old").unwrap();
+    assert_eq!(scene.run(&["metrics", "--output", path]).ok(), "");
+    assert!(fs::read_to_string(&file).unwrap().contains("cowfs_up{branch=\"main\"} 1\n"));
+    let missing = scene.temp.path().join("no/such.prom");
+    let error = scene.run(&["metrics", "--output", missing.to_str().unwrap()]).fails(1);
+    assert!(error.contains("no/such.prom") && error.contains("Hint: "), "{error}");
+    kill(scene.server(), Signal::SIGKILL).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while sample(&scene.run(&["metrics"]).ok(), "cowfs_up") != Some(0.0) {
+        assert!(Instant::now() < deadline, "{}", scene.run(&["metrics"]).ok());
+    }
+}
+
+#[test]
+fn status_can_be_watched() {
+    let scene = scene!();
+    scene.mount();
+    let mut watching = scene.command(&["status", "--watch", "50ms"]);
+    let mut child = watching.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    // A head and a line for the one branch, each time.
+    let seen: Vec<String> = lines.by_ref().take(6).map(Result::unwrap).collect();
+    assert!(seen.iter().step_by(2).all(|line| line.starts_with("BRANCH")), "{seen:?}");
+    assert!(seen.iter().skip(1).step_by(2).all(|line| line.starts_with("main")), "{seen:?}");
+    // It ends when nobody reads any more.
+    drop(lines);
+    let ended = child.wait().unwrap();
+    assert!(ended.success(), "{ended}");
+}
+
 /// The scheduling policies of a process's threads, by the kind of thread.
 fn policies(pid: Pid) -> Vec<(String, String)> {
     let mut found: Vec<_> = fs::read_dir(format!("/proc/{pid}/task"))

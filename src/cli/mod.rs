@@ -12,6 +12,7 @@ mod gc;
 mod import;
 mod import_server;
 mod init;
+mod metrics;
 mod mount;
 mod output;
 mod postgres;
@@ -67,6 +68,8 @@ enum Command {
     Unmount(unmount::UnmountArgs),
     /// Show what is mounted where, and how it is doing
     Status(status::StatusArgs),
+    /// Print what the serving processes count, for Prometheus
+    Metrics(metrics::MetricsArgs),
     /// Start Postgres on a branch; mounts it if need be
     Start(postgres::start::StartArgs),
     /// Stop the Postgres of a branch
@@ -187,6 +190,7 @@ impl Cli {
             Command::Mount(args) => mount::run(args, || self.open_store()),
             Command::Unmount(args) => unmount::run(args, &self.open_store()?),
             Command::Status(args) => status::run(args, &self.open_store()?),
+            Command::Metrics(args) => metrics::run(args, &self.open_store()?),
             Command::Gc(args) => self.with_room(|| gc::run(args, &self.open_store()?)),
             Command::Start(args) => postgres::start::run(args, &self.open_store()?),
             Command::Stop(args) => postgres::stop::run(args, &self.open_store()?),

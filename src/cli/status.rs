@@ -1,12 +1,18 @@
 //! `cowfs status`: what is mounted where, by which process, and how it is doing.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
+use super::mount::parse_duration;
 use crate::catalog::{BranchName, CatalogError, Store};
 use crate::serve::error::ServeError;
 use crate::serve::protocol::{Failure, ServerStatus};
 use crate::serve::status::{self, BranchStatus, State};
+
+/// ECMA-48: the cursor to the first column of the first line, and nothing below it.
+const CLEAR_SCREEN: &str = "\x1b[H\x1b[J";
 
 /// Arguments of `cowfs status`.
 #[derive(Debug, clap::Args)]
@@ -16,20 +22,38 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Show it again and again, every so often, until interrupted
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s",
+          value_parser = parse_duration)]
+    pub watch: Option<Duration>,
 }
 
 /// Runs `cowfs status`; returns the exit code.
 pub fn run(args: &StatusArgs, store: &Store) -> Result<u8, Failure> {
-    let text = if let Some(name) = &args.branch {
+    let mut out = std::io::stdout();
+    let clear = if out.is_terminal() && args.watch.is_some() { CLEAR_SCREEN } else { "" };
+    loop {
+        let text = look(args, store)?;
+        let written = out
+            .write_all(clear.as_bytes())
+            .and_then(|()| out.write_all(text.as_bytes()))
+            .and_then(|()| out.flush());
+        match args.watch {
+            // A reader that has seen enough is no failure.
+            Some(interval) if written.is_ok() => std::thread::sleep(interval),
+            _ => return Ok(0),
+        }
+    }
+}
+
+fn look(args: &StatusArgs, store: &Store) -> Result<String, Failure> {
+    if let Some(name) = &args.branch {
         let status = find(store, name).map_err(|error| error.to_failure())?;
-        if args.json { json(&status)? } else { details(&status) }
+        if args.json { json(&status) } else { Ok(details(&status)) }
     } else {
         let found = status::all(store).map_err(|error| error.to_failure())?;
-        if args.json { json(&found)? } else { table(&found) }
-    };
-    // A reader that has seen enough is no failure.
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
-    Ok(0)
+        if args.json { json(&found) } else { Ok(table(&found)) }
+    }
 }
 
 fn find(store: &Store, name: &BranchName) -> Result<BranchStatus, ServeError> {

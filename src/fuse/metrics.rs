@@ -54,6 +54,10 @@ pub struct RequestStats {
     pub p50_us: u64,
     /// Upper bound of the 99th percentile in microseconds (a power of two).
     pub p99_us: u64,
+    /// Requests by latency: number i counts those that took less than 2^i microseconds and no
+    /// less than half of that. Ends with the slowest that was seen.
+    #[serde(default)]
+    pub buckets: Vec<u64>,
 }
 
 impl Default for Metrics {
@@ -85,14 +89,22 @@ impl Metrics {
                 total_us: counter.total_us.load(Ordering::Relaxed),
                 p50_us: counter.percentile(50),
                 p99_us: counter.percentile(99),
+                buckets: counter.seen_buckets(),
             })
             .collect()
     }
 }
 
 impl Counter {
+    fn seen_buckets(&self) -> Vec<u64> {
+        let mut counts: Vec<u64> = self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).collect();
+        let used = counts.iter().rposition(|count| *count > 0).map_or(0, |last| last + 1);
+        counts.truncate(used);
+        counts
+    }
+
     fn percentile(&self, percent: u64) -> u64 {
-        let counts: Vec<u64> = self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).collect();
+        let counts = self.seen_buckets();
         let wanted = (counts.iter().sum::<u64>() * percent).div_ceil(100);
         let mut seen = 0;
         for (bucket, count) in counts.iter().enumerate() {

@@ -1,0 +1,177 @@
+//! `cowfs metrics`: what the serving processes count, in the text format of Prometheus.
+
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::output;
+use crate::catalog::Store;
+use crate::fuse::RequestStats;
+use crate::serve::protocol::{Failure, ServerStatus};
+use crate::serve::status::{self, BranchStatus};
+
+/// Arguments of `cowfs metrics`.
+#[derive(Debug, clap::Args)]
+pub struct MetricsArgs {
+    /// Replace this file in one step instead of printing: for the textfile collector of
+    /// `node_exporter`
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Runs `cowfs metrics`.
+pub fn run(args: &MetricsArgs, store: &Store) -> Result<u8, Failure> {
+    let branches = status::all(store).map_err(|error| error.to_failure())?;
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Exposition { branches }));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)
+        .map_err(|error| Failure::caused("metrics", &error).exit(255))?;
+    match &args.output {
+        None => output::print(&text),
+        Some(path) => replace(path, &text).map_err(|error| {
+            let what = format!("writing {}: {error}", path.display());
+            Failure::new("metrics", what).hint("give a file in a directory that can be written")
+        })?,
+    }
+    Ok(0)
+}
+
+/// A reader finds the old text or the new one, never a part.
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    let name = path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?;
+    // The collector reads whatever ends in `.prom`, so this must not.
+    let mut temporary = name.to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    let written = std::fs::File::create_new(&temporary)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// The last bucket with a bound of its own: 2^24 microseconds, 17 seconds.
+const SLOWEST_BUCKET: i32 = 24;
+
+#[derive(Debug)]
+struct Exposition {
+    branches: Vec<BranchStatus>,
+}
+
+/// Name, what it is, and how to read it from a server.
+type Gauge = (&'static str, &'static str, fn(&ServerStatus) -> u64);
+
+const GAUGES: [Gauge; 8] = [
+    ("cowfs_resident_bytes", "Resident memory of the serving process", |s| s.resident_bytes),
+    ("cowfs_open_layer_bytes", "Bytes of pages that the open layer owns", |s| s.branch.owned_bytes),
+    ("cowfs_open_layer_files", "Files of which the open layer owns something", |s| {
+        s.branch.open_files as u64
+    }),
+    ("cowfs_journal_bytes", "Bytes of the open layer's journal", |s| s.branch.journal_bytes),
+    ("cowfs_depth_layers", "Layers below the open one", |s| s.branch.depth.into()),
+    ("cowfs_lookup_parts", "Indexes and frozen layers that a lookup may visit", |s| {
+        s.branch.parts as u64
+    }),
+    ("cowfs_frozen_layers", "Sealed layers that wait for their index", |s| s.branch.frozen as u64),
+    ("cowfs_start_time_seconds", "When the branch was mounted, in seconds since 1970", |s| {
+        u64::try_from(s.since_ms).unwrap_or(0) / 1000
+    }),
+];
+
+impl Collector for Exposition {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Whether the process that serves the branch answers";
+        let up = |branch: &BranchStatus| Some(u64::from(branch.server.is_some()));
+        self.gauge(&mut encoder, "cowfs_up", help, up)?;
+        for (name, help, value) in GAUGES {
+            self.gauge(&mut encoder, name, help, |b| b.server.as_deref().map(value))?;
+        }
+        self.bytes(&mut encoder)?;
+        self.latencies(&mut encoder)
+    }
+}
+
+impl Exposition {
+    fn gauge<V: EncodeGaugeValue>(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        value: impl Fn(&BranchStatus) -> Option<V>,
+    ) -> fmt::Result {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for branch in &self.branches {
+            if let Some(value) = value(branch) {
+                let labels = [("branch", branch.branch.as_str())];
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every kind of request of every branch that is served.
+    fn requests(&self) -> impl Iterator<Item = ([(&str, &str); 2], &RequestStats)> {
+        self.branches.iter().flat_map(|branch| {
+            let requests = branch.server.iter().flat_map(|server| &server.requests);
+            requests.map(|r| ([("branch", branch.branch.as_str()), ("kind", r.kind.as_str())], r))
+        })
+    }
+
+    fn bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Bytes read or written by requests";
+        let kind = MetricType::Counter;
+        let mut metric = encoder.encode_descriptor("cowfs_request_bytes", help, None, kind)?;
+        for (labels, request) in self.requests().filter(|(_, request)| request.bytes > 0) {
+            let mut one = metric.encode_family(&labels)?;
+            one.encode_counter::<NoLabelSet, _, u64>(&request.bytes, None)?;
+        }
+        Ok(())
+    }
+
+    fn latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (name, help) = ("cowfs_request_seconds", "Time to answer a request of the kernel");
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, request) in self.requests() {
+            let buckets = seconds(&request.buckets);
+            let sum = Duration::from_micros(request.total_us).as_secs_f64();
+            let mut one = metric.encode_family(&labels)?;
+            one.encode_histogram::<NoLabelSet>(sum, request.count, &buckets, None)?;
+        }
+        Ok(())
+    }
+}
+
+/// Buckets of Prometheus from ours, of which number i holds what took less than 2^i microseconds.
+/// Always the same bounds: a series that appears later has no rate.
+fn seconds(buckets: &[u64]) -> Vec<(f64, u64)> {
+    let count = |bucket: i32| buckets.get(bucket as usize).copied().unwrap_or(0);
+    let bounded = (0..=SLOWEST_BUCKET).map(|bucket| (2f64.powi(bucket) / 1e6, count(bucket)));
+    let rest = buckets.iter().skip(SLOWEST_BUCKET as usize + 1).sum();
+    bounded.chain([(f64::INFINITY, rest)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_is_in_one_bucket() {
+        let mut ours = vec![0; 32];
+        (ours[0], ours[3], ours[31]) = (5, 2, 1);
+        let found = seconds(&ours);
+        assert_eq!(found.len(), seconds(&[]).len());
+        assert_eq!(found[0], (0.000_001, 5));
+        assert_eq!(found[3], (0.000_008, 2));
+        assert_eq!(found.last(), Some(&(f64::INFINITY, 1)));
+        assert_eq!(found.iter().map(|(_, count)| count).sum::<u64>(), 8);
+    }
+}
