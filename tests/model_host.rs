@@ -90,7 +90,10 @@ fn fail(seed: u64, ops: Vec<Op>, said: String) -> ! {
     let patience = number("COWFS_MODEL_SHRINK_SECONDS").unwrap_or(60);
     let (ops, said) = shrink(ops, said, Instant::now() + Duration::from_secs(patience));
     let lines: Vec<String> = ops.iter().map(|op| format!("    {op:?}")).collect();
-    panic!("COWFS_MODEL_SEED={seed}: {said}\n{}", lines.join("\n"));
+    // What is wrong comes last: of a long output, people are shown the end.
+    eprintln!("{}", lines.join("\n"));
+    let first = said.lines().next().unwrap_or_default();
+    panic!("{said}\nCOWFS_MODEL_SEED={seed} {first}");
 }
 
 #[test]
