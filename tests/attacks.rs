@@ -23,13 +23,17 @@ use mount_support::{Said, Scene, program, said};
 /// Runs `cowfs ARGS` after `setup`, a shell script, in a mount namespace of its own; `None` (with a
 /// word) where that cannot be had.
 fn elsewhere(scene: &Scene, setup: &str, args: &[&str]) -> Option<Said> {
-    let script = format!("{{ {setup}; }} || {{ echo NO_SETUP; exit 9; }}; exec \"$@\"");
+    // What others have mounted is not to be kept mounted by this copy of it.
+    let others = "grep ' - fuse.cowfs ' /proc/self/mountinfo | cut -d ' ' -f 5 | grep -v \"^$OWN\" \
+        | xargs -r -n 1 umount -l";
+    let script = format!("{others}; {{ {setup}; }} || {{ echo NO_SETUP; exit 9; }}; exec \"$@\"");
     let output = Command::new("unshare")
         .args(["--mount", "sh", "-c", &script, "sh"])
         .arg(program())
         .args(args)
         .env("COWFS_STORE", &scene.store)
         .env("STORE", &scene.store)
+        .env("OWN", scene.temp.path().canonicalize().unwrap())
         .env_remove("COWFS_LOG")
         .stdin(Stdio::null())
         .output();

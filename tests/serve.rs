@@ -403,6 +403,64 @@ fn unmounting_what_is_in_use() {
 }
 
 #[test]
+fn a_moment_of_use_is_no_refusal() {
+    let scene = scene!();
+    scene.mount();
+    let mut user = Command::new("sleep").arg("0.15").current_dir(&scene.dir).spawn().unwrap();
+    scene.run(&["unmount", "main"]).ok();
+    assert!(user.wait().unwrap().success());
+}
+
+/// Runs `script` in a mount namespace of its own; it says "in" once it is there.
+fn elsewhere(scene: &Scene, script: &str) -> Option<Guard> {
+    // What others have mounted is not to be kept mounted by this copy of it.
+    let others = "grep ' - fuse.cowfs ' /proc/self/mountinfo | cut -d ' ' -f 5 \
+        | grep -vx \"$DIR\" | xargs -r -n 1 umount -l";
+    let script = format!("{others}; {script}");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).env("DIR", &scene.dir);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map(Guard).ok()?;
+    let heard = child.0.stdout.as_mut().unwrap().read_exact(&mut [0; 3]);
+    if heard.is_err() {
+        println!("skipped: no mount namespace of its own here");
+        return None;
+    }
+    Some(child)
+}
+
+#[test]
+fn a_copy_of_the_mount_in_another_namespace() {
+    let scene = scene!();
+    scene.mount();
+    let Some(copy) = elsewhere(&scene, "echo in; read line") else { return };
+    let out = scene.run(&["unmount", "main"]).ok();
+    assert!(scene.mounts().is_empty());
+    assert!(out.contains("Detached main"), "{out}");
+    let who = format!("process {} sh (a mount namespace", copy.0.id());
+    assert!(out.contains(&who), "{out}");
+    drop(copy);
+    scene.wait_until_unserved();
+}
+
+#[test]
+fn a_user_in_another_namespace() {
+    let scene = scene!();
+    scene.mount();
+    // As a container does: under another name.
+    let script = "mkdir /tmp/$$ && mount --bind \"$DIR\" /tmp/$$ && umount \"$DIR\" \
+        && exec 5>/tmp/$$/file && echo in && read line; exec 5>&-; umount /tmp/$$; rmdir /tmp/$$";
+    let Some(mut user) = elsewhere(&scene, script) else { return };
+    let error = scene.run(&["unmount", "main"]).fails(1);
+    let who = format!("process {} sh (open files)", user.0.id());
+    assert!(error.contains(&who), "{error}");
+    assert_eq!(scene.mounts().len(), 1);
+    drop(user.0.stdin.take());
+    assert!(user.0.wait().unwrap().success());
+    scene.run(&["unmount", "main"]).ok();
+    scene.wait_until_unserved();
+}
+
+#[test]
 fn other_things_that_hold_a_mount() {
     let scene = scene!();
     scene.mount();
@@ -619,6 +677,8 @@ fn a_run_file_that_lies_unmounts_nothing() {
 /// `/dev/fuse` is open to everybody as distributions have it.
 const ORDINARY_USER: &str = r#"
 set -e
+# What others have mounted is not to be kept mounted by this copy of it.
+grep " - fuse.cowfs " /proc/self/mountinfo | cut -d " " -f 5 | xargs -r -n 1 umount -l
 as() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
 mkdir "$T/user"; chown 65534:65534 "$T/user"
 export COWFS_STORE="$T/user/store"

@@ -3,8 +3,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
+
+/// How long a mount may be in use and still count as unused.
+///
+/// Whoever looks through `/proc` (ps, lsof, a monitor, our own search for users) holds, for the
+/// moment of looking, what the process that it looks at holds; and a process that has just been
+/// killed lets go only once it gets to run.
+const BUSY_PATIENCE: Duration = Duration::from_millis(300);
 
 /// A mount could not be taken away.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +68,20 @@ pub enum Manner {
 ///
 /// Returns only after the kernel has written back what was dirty (not with [`Manner::Lazy`]).
 pub fn detach(mount_point: &Path, manner: Manner) -> Result<(), DetachError> {
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match detach_now(mount_point, manner) {
+            Err(DetachError::Busy { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(BUSY_PATIENCE / 6);
+            }
+            other => return other,
+        }
+    }
+}
+
+fn detach_now(mount_point: &Path, manner: Manner) -> Result<(), DetachError> {
     let mount_point = mount_point.to_path_buf();
     let mut flags = MntFlags::UMOUNT_NOFOLLOW;
     if manner == Manner::Lazy {

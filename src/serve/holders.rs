@@ -43,6 +43,8 @@ pub enum Use {
     MappedFile,
     /// It listens on a socket there.
     Socket,
+    /// It lives in a mount namespace that has a copy of the mount.
+    MountNamespace,
 }
 
 impl Use {
@@ -54,6 +56,7 @@ impl Use {
             Use::OpenFile => "open files",
             Use::MappedFile => "mapped files",
             Use::Socket => "listening socket",
+            Use::MountNamespace => "a mount namespace with a copy of the mount",
         }
     }
 }
@@ -107,10 +110,10 @@ impl fmt::Display for Holders {
 }
 
 /// What identifies a mount in `/proc`.
-struct Target<'a> {
-    mount_point: &'a Path,
-    ids: HashSet<u64>,
-    device: (u32, u32),
+pub(super) struct Target<'a> {
+    pub mount_point: &'a Path,
+    pub ids: HashSet<u64>,
+    pub device: (u32, u32),
 }
 
 /// Finds what keeps `mount` (one of `entries`) in use; the calling process does not count.
@@ -140,18 +143,18 @@ pub fn find(entries: &[MountEntry], mount: &MountEntry) -> Holders {
     holders
 }
 
-fn pids() -> impl Iterator<Item = u32> {
+pub(super) fn pids() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-fn command_of(dir: &Path) -> String {
+pub(super) fn command_of(dir: &Path) -> String {
     fs::read_to_string(dir.join("comm")).unwrap_or_default().trim_end().to_owned()
 }
 
-fn uses_of(
+pub(super) fn uses_of(
     dir: &Path,
     target: &Target<'_>,
     sockets: &HashSet<OsString>,

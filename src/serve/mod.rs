@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod listener;
 pub mod mount_point;
 pub mod mountinfo;
+mod namespaces;
 pub mod options;
 pub mod probe;
 mod process;

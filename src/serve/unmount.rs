@@ -12,6 +12,7 @@ use super::handler::IN_USE;
 use super::holders::{self, Holders};
 use super::mount_point;
 use super::mountinfo::{self, MountEntry};
+use super::namespaces;
 use super::probe::{self, Answer};
 use super::protocol::{Request, Response};
 use super::run_file::RunFile;
@@ -21,6 +22,8 @@ use crate::catalog::{BranchName, BranchRow, LockError, Store};
 const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a detached mount may take to turn out to be unused after all.
 const DETACH_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the serving process may take to end before it is asked what keeps it.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait for whoever holds the lock of a branch that is not mounted.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -114,6 +117,18 @@ fn unmount_branch(
     // Before anything is detached: afterwards the paths of its users lead nowhere.
     let users = || mount_point.as_deref().map(users_of).unwrap_or_default();
     let users_before = if lazy { users() } else { Holders::default() };
+    let device = mount_point
+        .as_deref()
+        .and_then(mount_at)
+        .filter(|(_, mount)| mount.is_cowfs())
+        .map(|(_, mount)| mount.device);
+    if let (false, Some(dir), Some(device)) = (lazy, &mount_point, device) {
+        let elsewhere = namespaces::users_of(device);
+        if !elsewhere.is_empty() {
+            let (mount_point, holders) = (dir.clone(), Box::new(elsewhere));
+            return Err(UnmountError::InUse { mount_point, holders });
+        }
+    }
     match control::request(store, row.id, &Request::Unmount { lazy }, timeout) {
         Ok(Response::Unmounted { in_use: true }) => {
             match store.lock_branch_waiting(row.id, DETACH_PATIENCE) {
@@ -121,10 +136,10 @@ fn unmount_branch(
                 Err(_) => Ok(done(Outcome::Detached { pid, holders: Box::new(users_before) })),
             }
         }
-        Ok(_) => {
-            await_end(store, row, pid, timeout, deadline)?;
-            Ok(done(Outcome::Unmounted))
-        }
+        Ok(_) => Ok(done(match await_end(store, row, pid, device, timeout, deadline)? {
+            None => Outcome::Unmounted,
+            Some(holders) => Outcome::Detached { pid, holders: Box::new(holders) },
+        })),
         Err(ControlError::NotServed) => {
             not_served(store, row, run.as_ref())?;
             Ok(done(Outcome::LeftoversRemoved))
@@ -147,16 +162,26 @@ fn unmount_branch(
 }
 
 /// Waits until the serving process has let the lock go, so that a delete or mount may follow.
+///
+/// Returns who has a copy of the mount in a mount namespace of its own, if that is what the serving
+/// process waits for: then it may go on for days.
 fn await_end(
     store: &Store,
     row: &BranchRow,
     pid: Option<u32>,
+    device: Option<(u32, u32)>,
     timeout: Duration,
     deadline: Instant,
-) -> Result<(), UnmountError> {
-    let left = deadline.saturating_duration_since(Instant::now()).max(DETACH_PATIENCE);
-    match store.lock_branch_waiting(row.id, left) {
-        Ok(_) => Ok(()),
+) -> Result<Option<Holders>, UnmountError> {
+    let left = || deadline.saturating_duration_since(Instant::now()).max(DETACH_PATIENCE);
+    if store.lock_branch_waiting(row.id, END_PATIENCE.min(left())).is_ok() {
+        return Ok(None);
+    }
+    if let Some(holders) = device.map(namespaces::with_copies).filter(|found| !found.is_empty()) {
+        return Ok(Some(holders));
+    }
+    match store.lock_branch_waiting(row.id, left()) {
+        Ok(_) => Ok(None),
         Err(_) => Err(UnmountError::StillWriting { timeout, pid }),
     }
 }
