@@ -92,7 +92,8 @@ fn a_cluster_becomes_self_contained_and_starts() {
         "pg_wal/000000010000000000000001",
         &scratch.path("wal/000000010000000000000001"),
     );
-    assert!(report.notes.contains(&Note::WalBroughtIn { from: scratch.path("wal") }));
+    let note = Note::DirectoryBroughtIn { directory: "pg_wal".into(), from: scratch.path("wal") };
+    assert!(report.notes.contains(&note));
     // Tablespace: inside, behind a relative link, this version only.
     let link = base.get(&format!("pg_tblspc/{oid}"));
     assert_eq!(link.symlink, format!("../cowfs_tblspc/{oid}").into_bytes());
@@ -149,6 +150,55 @@ fn a_branch_of_a_branch_keeps_its_tablespaces() {
     request.adopt = true;
     let base = Base::of(&scratch, &import(&scratch, &request).unwrap());
     base.assert_like("base/1/1259", &copy.join("base/1/1259"));
+}
+
+/// Moves `from` away and puts a link in its place.
+fn link_away(from: &Path, to: &Path) {
+    fs::rename(from, to).unwrap();
+    symlink(to, from).unwrap();
+}
+
+#[test]
+fn data_of_a_cluster_that_lies_elsewhere() {
+    if !postgres_here() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let data = cluster(&scratch);
+    // A whole directory of the server's comes into the branch, as pg_wal does.
+    link_away(&data.join("base"), &scratch.path("base-elsewhere"));
+    let report = import(&scratch, &scratch.request(&data, "first")).unwrap();
+    let base = Base::of(&scratch, &report);
+    assert_eq!(base.get("base").kind, FileKind::Directory);
+    base.assert_like("base/1/1259", &data.join("base/1/1259"));
+    let note =
+        Note::DirectoryBroughtIn { directory: "base".into(), from: scratch.path("base-elsewhere") };
+    assert!(report.notes.contains(&note));
+
+    // A link further down would have a server on the branch write to this cluster.
+    link_away(&scratch.path("base-elsewhere").join("1"), &scratch.path("one-elsewhere"));
+    let error = import(&scratch, &scratch.request(&data, "second")).unwrap_err();
+    assert!(
+        matches!(&error, ImportError::DataOutside { link, target }
+            if link.ends_with("1") && *target == scratch.path("one-elsewhere")),
+        "{error}"
+    );
+    assert!(error.hint().is_some());
+    // What the user puts there is another matter: certificates, say.
+    fs::remove_file(scratch.path("base-elsewhere").join("1")).unwrap();
+    fs::rename(scratch.path("one-elsewhere"), scratch.path("base-elsewhere").join("1")).unwrap();
+    symlink("/etc/hostname", data.join("server.crt")).unwrap();
+    let report = import(&scratch, &scratch.request(&data, "second")).unwrap();
+    assert!(report.notes.iter().any(|note| matches!(note, Note::OutsideLinkKept { .. })));
+
+    // Without WAL no server starts.
+    let wal = data.join("pg_wal");
+    fs::rename(&wal, scratch.path("wal-away")).unwrap();
+    let error = import(&scratch, &scratch.request(&data, "third")).unwrap_err();
+    assert!(matches!(error, ImportError::Incomplete { directory: "pg_wal", .. }), "{error}");
+    symlink("/", &wal).unwrap();
+    let error = import(&scratch, &scratch.request(&data, "third")).unwrap_err();
+    assert!(matches!(error, ImportError::LinkToItself { .. }), "{error}");
 }
 
 #[test]

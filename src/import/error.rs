@@ -49,12 +49,17 @@ pub enum ImportError {
         major: u32,
     },
     /// A server runs on it.
-    #[error("a Postgres server is running on {}: process {pid}", dir.display())]
+    #[error(
+        "a Postgres server is running on {}: its postmaster.pid names process {pid} ({command})",
+        dir.display()
+    )]
     Running {
         /// The data directory.
         dir: PathBuf,
         /// The process that its postmaster.pid names.
         pid: i32,
+        /// What that process is called.
+        command: String,
     },
     /// Its server did not stop in order.
     #[error("the cluster {} was not shut down cleanly: its state is '{state}'", dir.display())]
@@ -71,6 +76,33 @@ pub enum ImportError {
         link: PathBuf,
         /// Where it leads.
         target: PathBuf,
+    },
+    /// A link would bring the cluster into itself.
+    #[error(
+        "{} leads to {}, which contains the data directory or lies in it",
+        link.display(), target.display()
+    )]
+    LinkToItself {
+        /// The symbolic link.
+        link: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// A part of the cluster's data lies elsewhere.
+    #[error("{} leads out of the data directory, to {}", link.display(), target.display())]
+    DataOutside {
+        /// The symbolic link.
+        link: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// Something is missing that every cluster has.
+    #[error("{} is not a complete cluster: it has no directory {directory}", dir.display())]
+    Incomplete {
+        /// The data directory.
+        dir: PathBuf,
+        /// What is missing.
+        directory: &'static str,
     },
     /// A tablespace or WAL directory cannot be reached.
     #[error("cannot open {}, to which {} leads", target.display(), link.display())]
@@ -148,6 +180,14 @@ impl ImportError {
             }
             ImportError::Catalog(CatalogError::BranchExists { .. }) => {
                 "choose another name, or delete that branch first"
+            }
+            ImportError::DataOutside { .. } => {
+                "a server on the branch would write to the files of this cluster there: move them \
+                 back into the data directory, or say --any to keep the link as it is"
+            }
+            ImportError::LinkToItself { .. } => "correct the link, or remove it",
+            ImportError::Incomplete { .. } => {
+                "restore what is missing, or say --any for an arbitrary tree"
             }
             ImportError::Empty { .. } => "use: cowfs branch create NAME --empty",
             ImportError::BrokenLink { .. } => {

@@ -196,6 +196,11 @@ fn refuse_overlap(store: &Path, tree: &Path) -> Result<(), ImportError> {
     Ok(())
 }
 
+fn running(source: &Path, pid: i32) -> ImportError {
+    let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    ImportError::Running { dir: source.to_owned(), pid, command: command.trim().to_owned() }
+}
+
 /// What Postgres has to say about the source; `None` for a tree that is no cluster.
 fn examine(
     source: &Path,
@@ -219,7 +224,7 @@ fn examine(
         Err(error) => return Err(error.into()),
     };
     if let Some(pid) = directory.running_pid {
-        return Err(ImportError::Running { dir: source.to_owned(), pid });
+        return Err(running(source, pid));
     }
     if !SUPPORTED_MAJORS.contains(&directory.major) && !request.any {
         return Err(ImportError::UnsupportedMajor { major: directory.major });
@@ -297,7 +302,7 @@ fn still_the_same(
     interrupted(&request.cancel)?;
     if let Some(cluster) = cluster {
         if let Some(pid) = probe::running_pid(source) {
-            return Err(ImportError::Running { dir: source.to_owned(), pid });
+            return Err(running(source, pid));
         }
         if cluster.control != probe::read_control_file(source).ok() {
             let path = source.join("global/pg_control");

@@ -40,9 +40,12 @@ pub enum Note {
         #[serde(serialize_with = "lossy")]
         to: PathBuf,
     },
-    /// `pg_wal` was a symbolic link and is a directory in the branch.
-    WalBroughtIn {
-        /// Where the WAL was.
+    /// `pg_wal`, say, was a symbolic link and is a directory in the branch.
+    DirectoryBroughtIn {
+        /// Its name.
+        #[serde(serialize_with = "lossy")]
+        directory: PathBuf,
+        /// Where it was.
         #[serde(serialize_with = "lossy")]
         from: PathBuf,
     },
@@ -142,9 +145,12 @@ impl fmt::Display for Note {
                 from.display(),
                 to.display()
             ),
-            Note::WalBroughtIn { from } => {
-                write!(f, "pg_wal: brought into the branch from {}", from.display())
-            }
+            Note::DirectoryBroughtIn { directory, from } => write!(
+                f,
+                "{}: brought into the branch from {}",
+                directory.display(),
+                from.display()
+            ),
             Note::TablespaceEntrySkipped { path } => {
                 write!(f, "{}: left out (of another Postgres version)", path.display())
             }

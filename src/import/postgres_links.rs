@@ -21,10 +21,14 @@
 //! reaches consistency cannot, and an imported standby would be such a server at once.
 //! `pg_tablespace_location()` and thus `pg_dumpall` show the relative path.
 //!
-//! **`pg_wal`** outside becomes a real directory, as `initdb` without `--waldir` makes it.
+//! **`pg_wal`** outside becomes a real directory, as `initdb` without `--waldir` makes it; and so
+//! does every other directory in which the server keeps its data (`base`, `pg_xact`, ...).
 //!
-//! **Others** that lead out of the tree are kept as they are, with a warning: cowfs cannot know
-//! what they are for.
+//! **Within those directories** a link out of them is refused: a server on the branch would write
+//! into the files of the cluster that it came from.
+//!
+//! **Others** that lead out of the tree (certificates, logs, configuration) are kept as they are,
+//! with a warning: cowfs cannot know what they are for.
 
 use std::fs::Metadata;
 use std::io;
@@ -38,6 +42,34 @@ use crate::format::{DirentTarget, FileKind, Ino, InodeRecord};
 
 /// Where tablespaces lie in a branch, unless the tree has a file of that name.
 const TABLESPACE_ROOT: &str = "cowfs_tblspc";
+
+/// The directories of a cluster that nobody but the server writes to, in Postgres 12 to 18.
+const SERVER_DIRECTORIES: [&str; 17] = [
+    "base",
+    "global",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_logical",
+    "pg_multixact",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal",
+    "pg_xact",
+];
+/// Those without which no server starts, not even one that recovers.
+const REQUIRED_DIRECTORIES: [&str; 4] = ["base", "global", "pg_wal", "pg_xact"];
+
+/// Whether the entry `name` of a cluster's root is a directory of the server.
+pub(super) fn is_of_the_server(name: &[u8]) -> bool {
+    SERVER_DIRECTORIES.iter().any(|known| known.as_bytes() == name)
+}
 
 /// A tablespace outside of the tree, brought in after the tree itself was walked.
 #[derive(Debug)]
@@ -69,10 +101,14 @@ impl Walker<'_> {
         target: Vec<u8>,
         metadata: &Metadata,
     ) -> Result<Option<Ino>, ImportError> {
-        let is_wal = here.rule == Rule::ClusterRoot && name == b"pg_wal";
-        let is_tablespace = here.rule == Rule::TablespaceLinks;
-        if is_wal || is_tablespace {
-            let levels = usize::from(is_tablespace);
+        let is_ours = match here.rule {
+            Rule::ClusterRoot => is_of_the_server(name),
+            Rule::TablespaceLinks | Rule::Data => true,
+            Rule::Plain | Rule::Tablespace => false,
+        };
+        if is_ours {
+            let levels = here.path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+            let levels = levels.count();
             match self.resolve(here, name)? {
                 Some(Leads::Inside(path)) => {
                     let relative = climb(levels, &path);
@@ -85,6 +121,12 @@ impl Walker<'_> {
                     }
                     let target = relative.into_os_string().into_encoded_bytes();
                     return Ok(Some(self.add_link(here.ino, name, target, metadata)));
+                }
+                Some(Leads::Outside(target)) if here.rule == Rule::Data => {
+                    if !self.options.any {
+                        let link = self.plan.trees[here.tree].full_path(&here.entry(name));
+                        return Err(ImportError::DataOutside { link, target });
+                    }
                 }
                 Some(Leads::Outside(target)) => {
                     self.bring_in(here, name, target, metadata)?;
@@ -106,8 +148,10 @@ impl Walker<'_> {
     fn resolve(&self, here: &Here<'_>, name: &[u8]) -> Result<Option<Leads>, ImportError> {
         let root = self.plan.trees[here.tree].path();
         let link = root.join(as_path(&here.entry(name)));
+        let directory = here.rule != Rule::Data;
         match std::fs::canonicalize(&link).and_then(|target| {
-            if target.is_dir() { Ok(target) } else { Err(io::ErrorKind::NotADirectory.into()) }
+            let fits = !directory || target.is_dir();
+            if fits { Ok(target) } else { Err(io::ErrorKind::NotADirectory.into()) }
         }) {
             Ok(target) => Ok(Some(match target.strip_prefix(root) {
                 Ok(inside) if !inside.as_os_str().is_empty() => Leads::Inside(inside.to_owned()),
@@ -135,7 +179,10 @@ impl Walker<'_> {
             return Err(ImportError::OutsideWhileAdopting { link, target });
         }
         // A link to a directory above would bring in the cluster itself, again and again.
-        refuse_overlap(source, &target)?;
+        if target.starts_with(source) || source.starts_with(&target) {
+            let link = source.join(as_path(&here.entry(name)));
+            return Err(ImportError::LinkToItself { link, target });
+        }
         refuse_overlap(&self.options.store, &target)?;
         if here.rule == Rule::TablespaceLinks {
             self.tablespaces.push(PendingTablespace {
@@ -147,9 +194,22 @@ impl Walker<'_> {
             return Ok(());
         }
         let tree = open_target(&target, source.join(os(name)))?;
-        self.plan.notes.push(Note::WalBroughtIn { from: target });
-        self.add_tree(tree, Some((here.ino, name)), Rule::Plain)?;
+        let directory = as_path(name).to_owned();
+        self.plan.notes.push(Note::DirectoryBroughtIn { directory, from: target });
+        self.add_tree(tree, Some((here.ino, name)), here.rule.within(name))?;
         Ok(())
+    }
+
+    /// Fails if what was walked lacks something that every cluster has.
+    pub(super) fn refuse_incomplete(&self) -> Result<(), ImportError> {
+        let missing = |name: &&&str| !matches!(self.look_up(Ino::ROOT, name.as_bytes()), Some((_, kind)) if kind != FileKind::Regular);
+        match REQUIRED_DIRECTORIES.iter().find(missing) {
+            None => Ok(()),
+            Some(directory) => {
+                let dir = self.plan.trees[0].path().to_owned();
+                Err(ImportError::Incomplete { dir, directory })
+            }
+        }
     }
 
     /// Gives every tablespace from outside its place in the branch.

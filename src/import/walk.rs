@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlinkat};
 
 use super::plan::{CopyJob, Plan, PlannedDir};
-use super::postgres_links::PendingTablespace;
+use super::postgres_links::{self, PendingTablespace};
 use super::source::{Identity, SourceTree, as_path, join, modified, open_entry};
 use super::{ImportError, Note, interrupted};
 use crate::format::id::FILE_BYTES_MAX;
@@ -60,6 +60,21 @@ pub(super) enum Rule {
     TablespaceLinks,
     /// The directory to which a tablespace's link leads.
     Tablespace,
+    /// Within the directories in which Postgres keeps its data: all of it belongs to the cluster.
+    Data,
+}
+
+impl Rule {
+    /// The rule for a directory, by that of the one it lies in and its name there.
+    pub(super) fn within(self, name: &[u8]) -> Rule {
+        match self {
+            Rule::ClusterRoot if name == b"pg_tblspc" => Rule::TablespaceLinks,
+            Rule::ClusterRoot if postgres_links::is_of_the_server(name) => Rule::Data,
+            // An in-place tablespace is a directory among the links.
+            Rule::TablespaceLinks | Rule::Tablespace | Rule::Data => Rule::Data,
+            Rule::ClusterRoot | Rule::Plain => Rule::Plain,
+        }
+    }
 }
 
 /// A directory whose entries are still to be visited.
@@ -113,6 +128,9 @@ pub fn walk(tree: SourceTree, options: &WalkOptions) -> Result<Plan, ImportError
     let rule = if options.cluster.is_some() { Rule::ClusterRoot } else { Rule::Plain };
     walker.add_tree(tree, None, rule)?;
     walker.visit_pending()?;
+    if rule == Rule::ClusterRoot && !options.any {
+        walker.refuse_incomplete()?;
+    }
     walker.place_tablespaces()?;
     walker.visit_pending()?;
     let mut plan = walker.plan;
@@ -234,11 +252,7 @@ impl Walker<'_> {
         let kind = metadata.file_type();
         if kind.is_dir() {
             self.note_attributes(&fd, here, name);
-            let rule = if here.rule == Rule::ClusterRoot && name == b"pg_tblspc" {
-                Rule::TablespaceLinks
-            } else {
-                Rule::Plain
-            };
+            let rule = here.rule.within(name);
             let place = Some((here.ino, name));
             self.add_directory(here.tree, here.entry(name), &metadata, place, rule);
             return Ok(());
