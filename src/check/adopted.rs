@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Report;
-use crate::format::AdoptedSource;
+use crate::format::{AdoptedSource, Timestamp};
 
 pub(super) fn check_source(base: &Path, source: &AdoptedSource, report: &mut Report) {
     let path = base.join(OsStr::from_bytes(&source.path));
@@ -17,10 +17,11 @@ pub(super) fn check_source(base: &Path, source: &AdoptedSource, report: &mut Rep
             return;
         }
     };
-    let mtime = (meta.mtime(), meta.mtime_nsec());
+    let is = |secs, nanos, time: Timestamp| (secs, nanos) == (time.secs, i64::from(time.nanos));
     let same = meta.ino() == source.host_ino
         && meta.len() == source.size
-        && mtime == (source.mtime.secs, i64::from(source.mtime.nanos));
+        && is(meta.mtime(), meta.mtime_nsec(), source.mtime)
+        && is(meta.ctime(), meta.ctime_nsec(), source.ctime);
     if !same {
         report.damaged(path, "somebody changed this file of an adopted base");
     }

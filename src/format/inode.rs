@@ -60,6 +60,8 @@ pub struct AdoptedSource {
     pub size: u64,
     /// Modification time at adoption.
     pub mtime: Timestamp,
+    /// Change time at adoption: unlike the modification time, nobody can put it back.
+    pub ctime: Timestamp,
 }
 
 /// Everything a layer records about one inode. A layer that changed any field records all of them.

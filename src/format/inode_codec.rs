@@ -22,7 +22,8 @@
 //!
 //! Extras: symlink length u32, xattr count u32, adopted u8 (0 or 1), the symlink's target; for each
 //! xattr: name length u32, value length u32, name, value; if adopted: host inode u64, size u64,
-//! mtime seconds i64, mtime nanoseconds u32, path length u32, path.
+//! mtime seconds i64, mtime nanoseconds u32, ctime seconds i64, ctime nanoseconds u32, path length
+//! u32, path.
 
 use super::bytes::{Append, Reader};
 use super::error::FormatError;
@@ -89,8 +90,10 @@ pub(super) fn encode_extra(record: &InodeRecord, out: &mut Vec<u8>) -> u32 {
     if let Some(adopted) = &record.adopted {
         out.put_u64(adopted.host_ino);
         out.put_u64(adopted.size);
-        out.put_i64(adopted.mtime.secs);
-        out.put_u32(adopted.mtime.nanos.min(NANOS_MAX));
+        for time in [adopted.mtime, adopted.ctime] {
+            out.put_i64(time.secs);
+            out.put_u32(time.nanos.min(NANOS_MAX));
+        }
         out.put_u32(adopted.path.len() as u32);
         out.put(&adopted.path);
     }
@@ -160,11 +163,12 @@ pub(super) fn decode_extra(
     }
     if adopted {
         let (host_ino, size) = (reader.u64()?, reader.u64()?);
-        let secs = reader.i64()?;
-        let mtime = Timestamp { secs, nanos: nanos(&mut reader)? };
+        let mut time =
+            || Ok::<_, FormatError>(Timestamp { secs: reader.i64()?, nanos: nanos(&mut reader)? });
+        let (mtime, ctime) = (time()?, time()?);
         let path_bytes = reader.u32()? as usize;
         let path = reader.take(path_bytes)?.to_vec();
-        record.adopted = Some(AdoptedSource { path, host_ino, size, mtime });
+        record.adopted = Some(AdoptedSource { path, host_ino, size, mtime, ctime });
     }
     reader.finish()
 }

@@ -41,8 +41,9 @@ fn timestamp() -> impl Strategy<Value = Timestamp> {
 }
 
 fn adopted() -> impl Strategy<Value = AdoptedSource> {
-    (vec(any::<u8>(), 0..30), any::<u64>(), any::<u64>(), timestamp())
-        .prop_map(|(path, host_ino, size, mtime)| AdoptedSource { path, host_ino, size, mtime })
+    (vec(any::<u8>(), 0..30), any::<u64>(), any::<u64>(), timestamp(), timestamp()).prop_map(
+        |(path, host_ino, size, mtime, ctime)| AdoptedSource { path, host_ino, size, mtime, ctime },
+    )
 }
 
 pub fn inode() -> impl Strategy<Value = InodeRecord> {

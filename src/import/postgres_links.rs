@@ -122,17 +122,15 @@ impl Walker<'_> {
                     let target = relative.into_os_string().into_encoded_bytes();
                     return Ok(Some(self.add_link(here.ino, name, target, metadata)));
                 }
-                Some(Leads::Outside(target)) if here.rule == Rule::Data => {
-                    if !self.options.any {
-                        let link = self.plan.trees[here.tree].full_path(&here.entry(name));
-                        return Err(ImportError::DataOutside { link, target });
-                    }
+                Some(Leads::Outside(target)) if here.rule == Rule::Data && !self.options.any => {
+                    let link = self.plan.trees[here.tree].full_path(&here.entry(name));
+                    return Err(ImportError::DataOutside { link, target });
                 }
-                Some(Leads::Outside(target)) => {
+                Some(Leads::Outside(target)) if here.rule != Rule::Data => {
                     self.bring_in(here, name, target, metadata)?;
                     return Ok(None);
                 }
-                None => {}
+                Some(Leads::Outside(_)) | None => {}
             }
         }
         if leads_out(here.path, &target) {

@@ -88,6 +88,11 @@ pub fn modified(metadata: &Metadata) -> Timestamp {
     Timestamp { secs: metadata.mtime(), nanos: metadata.mtime_nsec() as u32 }
 }
 
+/// The change time as stored.
+pub fn changed(metadata: &Metadata) -> Timestamp {
+    Timestamp { secs: metadata.ctime(), nanos: metadata.ctime_nsec() as u32 }
+}
+
 /// Opens one component below `dir`; a symbolic link is an error (or itself, with `O_PATH`).
 pub fn open_entry(dir: impl AsFd, name: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
     let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

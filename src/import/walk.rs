@@ -18,7 +18,7 @@ use nix::fcntl::{OFlag, readlinkat};
 
 use super::plan::{CopyJob, Plan, PlannedDir};
 use super::postgres_links::{self, PendingTablespace};
-use super::source::{Identity, SourceTree, as_path, join, modified, open_entry};
+use super::source::{Identity, SourceTree, as_path, changed, join, modified, open_entry};
 use super::{ImportError, Note, interrupted};
 use crate::format::id::FILE_BYTES_MAX;
 use crate::format::{AdoptedSource, FileKind, Ino, InodeRecord, Timestamp};
@@ -297,6 +297,7 @@ impl Walker<'_> {
             host_ino: metadata.ino(),
             size,
             mtime: modified(metadata),
+            ctime: changed(metadata),
         });
         let ino = self.plan.add_inode(InodeRecord {
             size,

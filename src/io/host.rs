@@ -36,6 +36,7 @@ fn convert(meta: &std::fs::Metadata) -> HostMetadata {
         len: meta.len(),
         allocated: meta.blocks() * 512,
         mtime: Timestamp { secs: meta.mtime(), nanos: meta.mtime_nsec() as u32 },
+        ctime: Timestamp { secs: meta.ctime(), nanos: meta.ctime_nsec() as u32 },
         ino: meta.ino(),
     }
 }

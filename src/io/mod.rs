@@ -26,6 +26,8 @@ pub struct HostMetadata {
     pub allocated: u64,
     /// Last modification.
     pub mtime: Timestamp,
+    /// When its contents or attributes were last changed.
+    pub ctime: Timestamp,
     /// Host inode number.
     pub ino: u64,
 }

@@ -262,6 +262,8 @@ fn difference(then: &AdoptedSource, now: &crate::io::HostMetadata) -> Option<&'s
         Some("its size differs")
     } else if then.mtime != now.mtime {
         Some("its modification time differs")
+    } else if then.ctime != now.ctime {
+        Some("its change time differs: it was written to, or its attributes were changed")
     } else {
         None
     }

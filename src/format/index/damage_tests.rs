@@ -63,7 +63,7 @@ fn a_future_version_is_refused_by_its_number() {
     let mut bytes = written(small());
     bytes[8] = 9;
     let error = open(bytes).err().unwrap();
-    assert!(matches!(error, FormatError::UnknownVersion { found: 9, supported: 1, .. }));
+    assert!(matches!(error, FormatError::UnknownVersion { found: 9, supported: 2, .. }));
     assert!(matches!(open(vec![7; 500]), Err(FormatError::BadMagic { .. })));
 }
 

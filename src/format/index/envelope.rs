@@ -7,7 +7,7 @@ use crate::format::id::{Ino, LayerId};
 
 const MAGIC: [u8; 8] = *b"cowfsidx";
 const FOOTER_MAGIC: [u8; 8] = *b"cowfsend";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Bytes of the header.
 pub(super) const HEADER_BYTES: usize = 64;

@@ -5,7 +5,7 @@ use crate::format::error::FormatError;
 use crate::format::id::LayerId;
 
 const MAGIC: [u8; 8] = *b"cowfslog";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Which of a layer's two logs it is. The discriminants are the on-disk values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

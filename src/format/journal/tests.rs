@@ -106,7 +106,8 @@ fn inode_extras_are_pinned() {
     inode.symlink = b"to".to_vec();
     inode.xattrs = vec![(b"user.k".to_vec(), b"v".to_vec())];
     let mtime = Timestamp { secs: 7, nanos: 8 };
-    inode.adopted = Some(AdoptedSource { path: b"base/1".to_vec(), host_ino: 5, size: 6, mtime });
+    inode.adopted =
+        Some(AdoptedSource { path: b"base/1".to_vec(), host_ino: 5, size: 6, mtime, ctime: mtime });
     let bytes = frame(1, &[Record::Inode(Box::new(inode))]);
     // After frame head, count, tag and core.
     assert_eq!(
@@ -139,7 +140,7 @@ fn a_future_header_is_refused_by_its_version() {
     let mut bytes = header.encode();
     bytes[8] = 2;
     let error = LogHeader::decode(&bytes).unwrap_err();
-    assert!(matches!(error, FormatError::UnknownVersion { found: 2, supported: 1, .. }));
+    assert!(matches!(error, FormatError::UnknownVersion { found: 3, supported: 2, .. }));
     assert!(matches!(LogHeader::decode(&[0; 64]), Err(FormatError::BadMagic { .. })));
 }
 
