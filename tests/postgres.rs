@@ -231,6 +231,32 @@ fn mount_whatever_is_killed_starts_again() {
     assert_eq!(scene.mounts(), [""; 0]);
 }
 
+/// The postmaster lives on, on a dead mount, and answers from its buffers.
+#[test]
+fn mount_a_server_that_lost_its_storage_is_replaced() {
+    let Some(scene) = Scene::with_cluster("") else { return };
+    let url = scene.run(&["start", "main"]).ok();
+    scene.sql("main", "CREATE TABLE t AS SELECT 1 AS n");
+    for remounted_before in [false, true] {
+        let lost = scene.postmaster("main");
+        let dir = scene.mount_point("main");
+        let server = scene.show("main")["mounted"]["pid"].as_i64().unwrap();
+        kill(Pid::from_raw(i32::try_from(server).unwrap()), Signal::SIGKILL).unwrap();
+        wait_for("its end", || !is_alive(i32::try_from(server).unwrap()));
+        if remounted_before {
+            scene.run(&["mount", "main", dir.to_str().unwrap()]).ok();
+        }
+        let started = scene.run(&["start", "main"]);
+        // It may have ended by itself before.
+        let said = started.err.contains("had lost its storage");
+        assert!(said || started.err.contains("Started main"), "{}", started.err);
+        assert_eq!(started.ok(), url);
+        wait_for("the end of what lost its storage", || !is_alive(lost));
+        assert_ne!(scene.postmaster("main"), lost);
+        assert_eq!(scene.sql("main", "INSERT INTO t VALUES (2) RETURNING n"), "2");
+    }
+}
+
 #[test]
 fn mount_starts_at_once_make_one_server() {
     let Some(scene) = Scene::with_cluster("") else { return };

@@ -403,6 +403,86 @@ fn unmounting_what_is_in_use() {
 }
 
 #[test]
+fn a_mount_whose_directory_moved_is_found() {
+    let scene = scene!();
+    let (above, moved) = (scene.dir.join("above"), scene.dir.join("moved"));
+    fs::create_dir(&above).unwrap();
+    let mount = |dir: &Path| scene.run(&["mount", "main", dir.to_str().unwrap()]).ok();
+    fs::create_dir(above.join("here")).unwrap();
+    mount(&above.join("here"));
+    fs::rename(&above, &moved).unwrap();
+    let status = scene.status("main");
+    assert_eq!(status["state"], "mounted");
+    assert_eq!(status["mount_point"].as_str().unwrap(), moved.join("here").to_str().unwrap());
+    let mut user =
+        Command::new("sleep").arg("60").current_dir(moved.join("here")).spawn().map(Guard);
+    let error = scene.run(&["unmount", "main"]).fails(1);
+    assert!(error.contains(&format!("process {} sleep", user.as_ref().unwrap().0.id())), "{error}");
+    user = Err(std::io::ErrorKind::Other.into());
+    assert!(user.is_err());
+    let out = scene.run(&["unmount", "main"]).ok();
+    assert!(out.contains(moved.to_str().unwrap()), "{out}");
+    assert!(scene.mounts().is_empty());
+    // Also by the new name of the directory.
+    mount(&moved.join("here"));
+    fs::rename(&moved, &above).unwrap();
+    scene.run(&["unmount", above.join("here").to_str().unwrap()]).ok();
+    assert!(scene.mounts().is_empty());
+    scene.wait_until_unserved();
+}
+
+#[test]
+fn whoever_has_given_up_gets_nothing_done() {
+    let scene = scene!();
+    scene.mount();
+    let server = scene.server();
+    kill(server, Signal::SIGSTOP).unwrap();
+    let error = scene.run(&["unmount", "main", "--timeout", "300ms"]).fails(4);
+    assert!(error.contains("does not answer") || error.contains("did not answer"), "{error}");
+    let args = ["branch", "create", "late", "--from", "main"];
+    let mut client = scene.command(&args).stderr(Stdio::null()).spawn().map(Guard).unwrap();
+    // It waits for the answer by then, or is killed before it has asked.
+    std::thread::sleep(Duration::from_millis(300));
+    client.0.kill().unwrap();
+    client.0.wait().unwrap();
+    kill(server, Signal::SIGCONT).unwrap();
+    // Whoever comes later is answered later.
+    assert_eq!(scene.status("main")["state"], "mounted");
+    let log = fs::read_to_string(scene.run_file("1.log")).unwrap();
+    assert_eq!(scene.mounts().len(), 1, "{log}");
+    assert!(!scene.run(&["branch", "list"]).ok().contains("late"), "{log}");
+}
+
+#[test]
+fn deleting_with_force_what_is_in_use() {
+    let scene = scene!();
+    scene.mount();
+    fs::write(scene.dir.join("file"), "x").unwrap();
+    let file = fs::File::open(scene.dir.join("file")).unwrap();
+    let begin = Instant::now();
+    let out = scene.run(&["branch", "delete", "main", "--force"]).ok();
+    assert!(begin.elapsed() < PATIENCE, "{out}");
+    assert!(out.contains(&format!("process {}", std::process::id())), "{out}");
+    assert!(file.metadata().is_err() || (&file).read(&mut [0; 10]).is_err());
+    assert!(scene.mounts().is_empty() && servers_below(&scene.store).is_empty());
+    assert!(!scene.run(&["branch", "list"]).ok().contains("main"));
+}
+
+#[test]
+fn deleting_what_a_killed_server_left_mounted() {
+    let scene = scene!();
+    scene.mount();
+    kill(scene.server(), Signal::SIGKILL).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while scene.status("main")["state"] != "dead" {
+        assert!(Instant::now() < deadline);
+    }
+    scene.run(&["branch", "delete", "main"]).ok();
+    assert!(scene.mounts().is_empty());
+    assert!(scene.run(&["status"]).ok().contains("Nothing is mounted"));
+}
+
+#[test]
 fn a_moment_of_use_is_no_refusal() {
     let scene = scene!();
     scene.mount();

@@ -1,6 +1,7 @@
 //! A process of this boot, told apart from a later one with the same pid.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,20 @@ impl ProcessId {
     /// Whether it still runs. A zombie does not.
     pub fn is_alive(&self) -> bool {
         start_ticks(self.pid) == Some(self.start_ticks) && boot_id() == self.boot
+    }
+
+    /// Whether it works in another directory than `dir`, or in one whose filesystem is gone. A
+    /// postmaster works in its data directory: it runs on a mount that was replaced, then.
+    ///
+    /// False where that cannot be told.
+    pub fn has_lost(&self, dir: &Path) -> bool {
+        let (Ok(own), Ok(wanted)) =
+            (std::fs::metadata(format!("/proc/{}/cwd", self.pid)), std::fs::metadata(dir))
+        else {
+            let gone = std::fs::metadata(format!("/proc/{}/cwd", self.pid)).err();
+            return gone.and_then(|error| error.raw_os_error()) == Some(libc::ENOTCONN);
+        };
+        (own.dev(), own.ino()) != (wanted.dev(), wanted.ino())
     }
 
     /// Sends it a signal; one that has ended is no error.

@@ -1,5 +1,6 @@
 //! What the serving process does for each request on its control socket.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::detach::{self, DetachError, Manner};
@@ -27,25 +28,24 @@ impl OwnMount {
     /// Returns true if it was in use: it is detached then, and the kernel goes on sending requests
     /// until the last user is done. With [`Manner::IfUnused`] that is an error instead.
     pub fn take_away(&self, manner: Manner) -> Result<bool, DetachError> {
-        // Somebody may have unmounted it and mounted something else in its place.
-        if !self.is_there() {
-            return Ok(false);
-        }
-        match detach::detach(&self.entry.mount_point, Manner::IfUnused) {
+        let Some(dir) = self.mount_point() else { return Ok(false) };
+        match detach::detach(&dir, Manner::IfUnused) {
             Ok(()) | Err(DetachError::NotMounted { .. }) => Ok(false),
             Err(DetachError::Busy { .. }) if manner == Manner::Lazy => {
-                detach::detach(&self.entry.mount_point, Manner::Lazy).map(|()| true)
+                detach::detach(&dir, Manner::Lazy).map(|()| true)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Whether it is still what is mounted at its directory.
-    pub fn is_there(&self) -> bool {
-        mountinfo::read().is_ok_and(|entries| {
-            mountinfo::topmost_at(&entries, &self.entry.mount_point)
-                .is_some_and(|top| (top.id, top.device) == (self.entry.id, self.entry.device))
-        })
+    /// Where it is mounted now: a directory above it may have been renamed. `None` if it is not,
+    /// or if something else was mounted over it.
+    pub fn mount_point(&self) -> Option<PathBuf> {
+        let entries = mountinfo::read().ok()?;
+        let ours =
+            |entry: &&MountEntry| (entry.id, entry.device) == (self.entry.id, self.entry.device);
+        let dir = entries.iter().find(ours)?.mount_point.clone();
+        mountinfo::topmost_at(&entries, &dir).filter(ours).map(|_| dir)
     }
 }
 
@@ -85,13 +85,14 @@ impl Handler for BranchHandler {
 
 impl BranchHandler {
     fn status(&self) -> ServerStatus {
+        let mount_point = self.mount.mount_point();
         ServerStatus {
             pid: self.run.pid,
             version: version(),
-            mount_point: self.run.mount_point.clone(),
+            attached: mount_point.is_some(),
+            mount_point: mount_point.unwrap_or_else(|| self.run.mount_point.clone()),
             since_ms: self.run.since_ms,
             read_only: self.run.read_only,
-            attached: self.mount.is_there(),
             branch: self.fs.branch.stats(),
             requests: self.metrics.snapshot(),
             resident_bytes: process::resident_bytes(),
@@ -118,7 +119,7 @@ impl BranchHandler {
 
     fn unmount(&self, lazy: bool) -> Result<Response, Failure> {
         let manner = if lazy { Manner::Lazy } else { Manner::IfUnused };
-        let was_detached = !self.mount.is_there();
+        let was_detached = self.mount.mount_point().is_none();
         match self.mount.take_away(manner) {
             Ok(in_use) => {
                 let in_use = in_use || (lazy && was_detached);

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -212,6 +213,11 @@ impl Shared {
 
     fn converse(&self, stream: &UnixStream, uid: u32) {
         let reply = match protocol::receive(stream, Instant::now() + self.patience) {
+            // A client that has given up meanwhile was told that nothing happened.
+            Ok(request) if hung_up(stream) => {
+                tracing::info!(uid, ?request, "dropped a control request: its client is gone");
+                return;
+            }
             Ok(request) => {
                 tracing::debug!(uid, ?request, "control request");
                 match self.handler.handle(uid, request) {
@@ -259,6 +265,14 @@ fn busy() -> Failure {
 fn refuse(stream: &UnixStream, failure: Failure) {
     let _ = stream.set_nonblocking(true);
     let _ = protocol::send(stream, &Reply::Error(failure), Instant::now() + EXHAUSTED_PAUSE);
+}
+
+/// Whether the peer has closed the connection (not only its sending side).
+fn hung_up(stream: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let ready = poll(&mut polled, PollTimeout::ZERO);
+    ready.is_ok_and(|count| count > 0)
+        && polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
 fn peer_uid(stream: &UnixStream) -> io::Result<u32> {

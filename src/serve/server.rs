@@ -306,7 +306,7 @@ impl Mounted {
         match probe::probe(mount_point, request.timeout) {
             Answer::Alive => Ok(()),
             // Unmounted again by somebody: that is an end, not a failure to start.
-            _ if !self.mount.is_there() => {
+            _ if self.mount.mount_point().is_none() => {
                 Err(ServeError::Vanished { mount_point: mount_point.clone() })
             }
             answer => Err(ServeError::NoAnswer { mount_point: mount_point.clone(), answer }),

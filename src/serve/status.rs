@@ -100,7 +100,10 @@ fn ask(store: &Store, id: BranchId, branch: String, run: Option<&RunFile>) -> Br
         branch,
         id,
         state,
-        mount_point: run.map(|run| run.mount_point.clone()),
+        mount_point: server
+            .as_ref()
+            .map(|server| server.mount_point.clone())
+            .or_else(|| run.map(|run| run.mount_point.clone())),
         pid: run.map(|run| run.pid),
         since_ms: run.map(|run| run.since_ms),
         read_only: run.map(|run| run.read_only),

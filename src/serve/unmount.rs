@@ -20,6 +20,8 @@ use crate::catalog::{BranchName, BranchRow, LockError, Store};
 
 /// How long a mount may take to answer before it counts as alive.
 const PROBE_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the serving process may take to say where it is mounted.
+const STATUS_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a detached mount may take to turn out to be unused after all.
 const DETACH_PATIENCE: Duration = Duration::from_millis(500);
 /// How long the serving process may take to end before it is asked what keeps it.
@@ -107,7 +109,7 @@ fn unmount_branch(
     deadline: Instant,
 ) -> Result<Unmounted, UnmountError> {
     let run = RunFile::read(&store.run_dir(), row.id);
-    let mount_point = run.as_ref().map(|run| run.mount_point.clone());
+    let mount_point = mount_point_of(store, row, run.as_ref());
     let pid = run.as_ref().map(|run| run.pid);
     let done = |outcome| Unmounted {
         branch: Some(row.name.clone()),
@@ -158,6 +160,14 @@ fn unmount_branch(
             }
         }
         Err(error) => Err(UnmountError::Control(error)),
+    }
+}
+
+/// Where the branch is mounted now, as its serving process says, or else as it was mounted.
+fn mount_point_of(store: &Store, row: &BranchRow, run: Option<&RunFile>) -> Option<PathBuf> {
+    match control::request(store, row.id, &Request::Status, STATUS_PATIENCE) {
+        Ok(Response::Status(server)) => Some(server.mount_point),
+        _ => run.map(|run| run.mount_point.clone()),
     }
 }
 
@@ -237,8 +247,11 @@ fn unmount_directory(
     let (_, mount) = mount_at(dir).filter(|(_, mount)| mount.is_cowfs()).ok_or_else(nothing)?;
     let runs = RunFile::read_all(&store.run_dir())
         .map_err(|source| ServeError::Host { what: "reading the run files".to_owned(), source })?;
-    for run in runs.iter().filter(|run| run.mount_point == dir) {
+    for run in &runs {
         let Some(row) = store.catalog.branch_by_id(run.branch)? else { continue };
+        if run.mount_point != dir && mount_point_of(store, &row, None).as_deref() != Some(dir) {
+            continue;
+        }
         let outcome = unmount_branch(store, &row, lazy, timeout, deadline);
         // Otherwise the run file was a left-over, and the mount is somebody else's.
         let gone = mount_at(dir).is_none_or(|(_, now)| now.id != mount.id);

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::super::postgres::{reach, stop};
 use super::super::{command_line, failure, output};
 use crate::catalog::{BranchLock, BranchName, BranchRow, LockError, Store};
@@ -10,12 +13,17 @@ use crate::io::crash::{Point, crash_point};
 use crate::postgres::postmaster::StopMode;
 use crate::postgres::runtime_dir::RuntimeDir;
 use crate::serve::Failure;
-use crate::serve::unmount::{self, Target};
+use crate::serve::control;
+use crate::serve::protocol::{Request, Response};
+use crate::serve::run_file::RunFile;
+use crate::serve::unmount::{self, Outcome, Target};
 
 /// How long `--force` waits for Postgres to end; its data goes, so it is stopped at once.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
-/// How long `--force` waits for the serving process to end.
-const UNMOUNT_PATIENCE: Duration = Duration::from_secs(300);
+/// How long `--force` waits for the serving process to end by itself.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a mount that is still used after that has to let go.
+const LET_GO_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Arguments of `cowfs branch delete`.
 #[derive(Debug, clap::Args)]
@@ -107,9 +115,23 @@ fn children(store: &Store, row: &BranchRow) -> Result<Vec<BranchName>, Failure> 
     Ok(all.into_iter().filter(|b| b.parent == Some(row.id)).map(|b| b.name).collect())
 }
 
+/// Takes away what a killed server of the branch left mounted: nothing would name it any more.
+fn take_dead_mount(store: &Store, row: &BranchRow) {
+    if let Some(run) = RunFile::read(&store.run_dir(), row.id)
+        && let Err(error) = unmount::take_dead_mount(&run.mount_point)
+    {
+        tracing::warn!(%error, "cannot take away the dead mount");
+    }
+    // What stays is removed by gc.
+    let _ = RunFile::remove(&store.run_dir(), row.id);
+}
+
 fn lock(force: bool, store: &Store, row: &BranchRow) -> Result<BranchLock, Failure> {
     match store.lock_branch(row.id) {
-        Ok(lock) => return Ok(lock),
+        Ok(lock) => {
+            take_dead_mount(store, row);
+            return Ok(lock);
+        }
         Err(error @ LockError::Io { .. }) => return Err(failure::of_lock_file(&error)),
         Err(error @ LockError::Busy { .. }) if !force => {
             let name = &row.name;
@@ -120,8 +142,24 @@ fn lock(force: bool, store: &Store, row: &BranchRow) -> Result<BranchLock, Failu
         Err(LockError::Busy { .. }) => {}
     }
     let target = Target::Branch(Box::new(row.clone()));
-    unmount::unmount(store, &target, true, UNMOUNT_PATIENCE).map_err(|error| error.to_failure())?;
+    let unmounted = unmount::unmount(store, &target, true, UNMOUNT_PATIENCE);
+    let unmounted = unmounted.map_err(|error| error.to_failure())?;
+    if let Outcome::Detached { pid: Some(pid), holders } = unmounted.outcome
+        && let Err(LockError::Busy { .. }) = store.lock_branch_waiting(row.id, LET_GO_PATIENCE)
+    {
+        // What they use is about to go; without its server every access of theirs fails.
+        eprintln!("Ended process {pid}, which served branch {} to {holders}", row.name);
+        kill_server(store, row, pid);
+    }
     store
         .lock_branch_waiting(row.id, UNMOUNT_PATIENCE)
         .map_err(|error| failure::of_lock(row.name.as_str(), &error))
+}
+
+/// Kills the process that serves the branch, if that is still `pid`.
+fn kill_server(store: &Store, row: &BranchRow, pid: u32) {
+    let status = control::request(store, row.id, &Request::Status, LET_GO_PATIENCE);
+    if matches!(status, Ok(Response::Status(server)) if server.pid == pid) {
+        let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+    }
 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal::Signal;
+
 use super::super::failure;
 use super::reach::{self, Server};
 use crate::catalog::{BranchRow, FileLock, LockError, Store};
@@ -184,12 +186,21 @@ impl BringUp<'_> {
         times: &mut Times,
     ) -> Result<(Server, bool, Vec<String>), PostgresError> {
         let found = DataDirectory::probe(&place.dir)?;
+        let mut notes = Vec::new();
         if let Some(server) = reach::find(self.store, self.row) {
-            self.await_running(&server)?;
-            return Ok((server, true, Vec::new()));
+            if !server.process.has_lost(&place.dir) {
+                self.await_running(&server)?;
+                return Ok((server, true, Vec::new()));
+            }
+            let pid = server.process.pid;
+            if postmaster::stop(&server.process, StopMode::Immediate, UNDO_PATIENCE).is_err() {
+                let _ = server.process.signal(Signal::SIGKILL);
+            }
+            notes.push(format!(
+                "Postgres {pid} had lost its storage, whose server was killed: ended"
+            ));
         }
         let plan = self.plan(place, found.major)?;
-        let mut notes = Vec::new();
         let dir = &place.dir;
         if plan.owner.act(|| postmaster::take_stale_pid_file(dir))?? {
             notes.push("the server before was killed; its postmaster.pid is removed".to_owned());
