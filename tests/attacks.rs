@@ -13,12 +13,13 @@ mod mount_support;
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mount_support::{Said, Scene, program, said};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 /// Runs `cowfs ARGS` after `setup`, a shell script, in a mount namespace of its own; `None` (with a
 /// word) where that cannot be had.
@@ -160,6 +161,78 @@ fn fill(path: &Path) -> std::io::Error {
             return error;
         }
     }
+}
+
+#[test]
+fn mount_what_cannot_be_printed_is_not_a_success() {
+    let scene = scene!();
+    for args in [&["branch", "list"][..], &["branch", "list", "--json"], &["status", "--json"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = scene.command(args).stdout(full).output().unwrap();
+        let said = said(&output);
+        says(&said.fails(1), &["cannot write to the standard output", "No space left"]);
+    }
+}
+
+#[test]
+fn mount_doubts_about_the_disk_are_said() {
+    let Some(scene) = Scene::on_a_disk_of(16 << 20) else { return };
+    let dir = scene.temp.path().join("small/another");
+    let out = scene.run(&["init", "--store", dir.to_str().unwrap()]).ok();
+    assert!(out.contains("does not survive a reboot"), "{out}");
+}
+
+/// The kernel forgets a page that could not be written back as soon as it has told one fsync.
+#[test]
+fn mount_a_lost_write_stays_lost_until_it_is_written_again() {
+    let Some(scene) = Scene::on_a_disk_of(48 << 20) else { return };
+    scene.mount();
+    let path = scene.dir.join("file");
+    let mut options = fs::OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+    let mib: Vec<u8> = (0..1 << 20).map(|n| (n % 251) as u8 + 1).collect();
+    let write = |at: u64| file.write_all_at(&mib, at << 20);
+    for at in 0..80 {
+        // Once the kernel has begun to write back, a write may meet the full disk itself.
+        let _ = write(at);
+    }
+    let size = file.metadata().unwrap().len();
+    assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+    for _ in 0..2 {
+        assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::EIO));
+        let again = fs::File::open(&path).unwrap();
+        assert_eq!(again.sync_all().unwrap_err().raw_os_error(), Some(libc::EIO));
+    }
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    let (mut page, mut lost) = (vec![0; 4096], 0);
+    for at in (0..size).step_by(4096) {
+        match file.read_exact_at(&mut page, at) {
+            Ok(()) => {
+                let begin = (at % (1 << 20)) as usize;
+                assert!(page == mib[begin..begin + 4096], "byte {at} is not what was written");
+            }
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EIO));
+                lost += 4096;
+            }
+        }
+    }
+    assert!(lost >= 20 << 20, "{lost} bytes of {size} were lost");
+    // Others go on.
+    fs::File::open(&scene.dir).unwrap().sync_all().unwrap();
+    // Written again where there is room, or cut off, it is whole.
+    file.set_len(8 << 20).unwrap();
+    (0..8).for_each(|at| write(at).unwrap());
+    file.sync_all().unwrap();
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    let whole = mib.repeat(8);
+    assert!(fs::read(&path).unwrap() == whole);
+    drop(file);
+    scene.run(&["unmount", "main"]).ok();
+    scene.mount();
+    assert!(fs::read(&path).unwrap() == whole);
+    scene.run(&["unmount", "main"]).ok();
+    sound(&scene);
 }
 
 #[test]

@@ -51,7 +51,22 @@ pub(super) fn run(args: &InitArgs, dir: &Path) -> Result<u8, Failure> {
         report.filesystem,
         output::bytes(report.free_bytes)
     ));
+    if let Some(doubt) = doubt(&report.filesystem) {
+        eprintln!("Note: {doubt}");
+    }
     Ok(0)
+}
+
+/// What speaks against a store on that filesystem.
+fn doubt(filesystem: &str) -> Option<&'static str> {
+    Some(match filesystem {
+        "tmpfs" => "what lies on tmpfs does not survive a reboot; fsync means nothing there",
+        "FUSE" => "whether fsync means anything there is up to the program that serves it",
+        "NFS" => {
+            "network filesystems are not supported: cowfs relies on the promises of a local one"
+        }
+        _ => return None,
+    })
 }
 
 /// The name of the filesystem that `dir` lies on.

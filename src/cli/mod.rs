@@ -19,6 +19,7 @@ mod postgres;
 mod status;
 mod unmount;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -108,6 +109,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     start_tracing(cli.verbose, cli.quiet);
     match cli.run() {
+        Ok(0) if output::lost() => ExitCode::from(1),
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("Error: {}", failure.message);
@@ -134,6 +136,7 @@ fn start_tracing(verbose: u8, quiet: bool) {
     // must not end it.
     tracing_subscriber::fmt()
         .log_internal_errors(false)
+        .with_ansi(std::env::var_os("NO_COLOR").is_none() && std::io::stderr().is_terminal())
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::output;
 use crate::catalog::{BranchName, Store};
 use crate::serve::error::ServeError;
 use crate::serve::lifecycle;
@@ -81,7 +82,8 @@ fn report(branch: &BranchName, ready: &Ready) {
     for notice in &ready.notices {
         eprintln!("Note: {notice}");
     }
-    println!("{}", sentence(branch, &ready.mount_point, ready.read_only, ready.pid));
+    let text = sentence(branch, &ready.mount_point, ready.read_only, ready.pid);
+    output::print(&(text + "\n"));
 }
 
 fn sentence(branch: &BranchName, dir: &Path, read_only: bool, pid: u32) -> String {

@@ -1,12 +1,36 @@
 //! What several commands print in the same way.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::serve::Failure;
 
-/// Prints `text` on stdout; a reader that has seen enough is no failure.
+/// Whether something could not be printed.
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// Prints `text` on stdout; a reader that has seen enough is no failure, anything else is one of
+/// the command (see [`lost`]).
 pub(super) fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    try_print(text);
+}
+
+/// Like [`print`]; returns whether it was printed.
+pub(super) fn try_print(text: &str) -> bool {
+    let mut out = std::io::stdout();
+    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if let Err(error) = &printed
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("Error: cannot write to the standard output: {error}");
+        LOST.store(true, Ordering::Relaxed);
+    }
+    printed.is_ok()
+}
+
+/// Whether something that was to be printed is lost: what the command did, it did, but it must not
+/// end as if it had said so.
+pub(super) fn lost() -> bool {
+    LOST.load(Ordering::Relaxed)
 }
 
 /// Prints `value` as JSON.

@@ -1,11 +1,12 @@
 //! `cowfs status`: what is mounted where, by which process, and how it is doing.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
 use super::mount::parse_duration;
+use super::output;
 use crate::catalog::{BranchName, CatalogError, Store};
 use crate::serve::error::ServeError;
 use crate::serve::protocol::{Failure, ServerStatus};
@@ -30,17 +31,13 @@ pub struct StatusArgs {
 
 /// Runs `cowfs status`; returns the exit code.
 pub fn run(args: &StatusArgs, store: &Store) -> Result<u8, Failure> {
-    let mut out = std::io::stdout();
-    let clear = if out.is_terminal() && args.watch.is_some() { CLEAR_SCREEN } else { "" };
+    let terminal = std::io::stdout().is_terminal();
+    let clear = if terminal && args.watch.is_some() { CLEAR_SCREEN } else { "" };
     loop {
-        let text = look(args, store)?;
-        let written = out
-            .write_all(clear.as_bytes())
-            .and_then(|()| out.write_all(text.as_bytes()))
-            .and_then(|()| out.flush());
+        let printed = output::try_print(&format!("{clear}{}", look(args, store)?));
         match args.watch {
             // A reader that has seen enough is no failure.
-            Some(interval) if written.is_ok() => std::thread::sleep(interval),
+            Some(interval) if printed => std::thread::sleep(interval),
             _ => return Ok(0),
         }
     }

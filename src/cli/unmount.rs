@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::mount::parse_duration;
+use super::output;
 use crate::catalog::Store;
 use crate::serve::error::ServeError;
 use crate::serve::protocol::Failure;
@@ -28,7 +29,7 @@ pub fn run(args: &UnmountArgs, store: &Store) -> Result<u8, Failure> {
     let target = unmount::resolve_target(store, &args.target);
     let done = target.and_then(|target| unmount::unmount(store, &target, args.lazy, args.timeout));
     let done = done.map_err(|error: ServeError| error.to_failure())?;
-    println!("{}", sentence(&done));
+    output::print(&(sentence(&done) + "\n"));
     Ok(0)
 }
 

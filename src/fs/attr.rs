@@ -115,6 +115,7 @@ impl Fs {
         if size > FILE_BYTES_MAX {
             return Err(FsError::TooBig);
         }
+        self.lost.replaced(node.ino, size..u64::MAX);
         if node.state.lock().record.size == size {
             return Ok(());
         }

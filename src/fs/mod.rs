@@ -4,6 +4,7 @@
 pub mod attr;
 pub mod dir;
 pub mod hygiene;
+mod lost;
 pub mod names;
 pub mod node;
 pub mod range;
@@ -61,6 +62,8 @@ pub enum FsError {
     NoSuchOffset,
     #[error("the attribute is too large")]
     AttributeTooBig,
+    #[error("inode {ino}: bytes of it could not be written back; write them again")]
+    Lost { ino: Ino },
     #[error(transparent)]
     Layer(#[from] LayerError),
     #[error(transparent)]
@@ -98,6 +101,7 @@ pub struct Fs {
     names_turn: Mutex<()>,
     /// Directories that hold WAL segments.
     wal_dirs: RwLock<HashSet<Ino>>,
+    lost: lost::LostWrites,
 }
 
 impl Fs {
@@ -109,6 +113,7 @@ impl Fs {
             nodes: Mutex::default(),
             names_turn: Mutex::new(()),
             wal_dirs: RwLock::default(),
+            lost: lost::LostWrites::default(),
         })
     }
 

@@ -135,6 +135,7 @@ impl Fs {
         let gone = node.state.lock().record.nlink == 0;
         if gone {
             gate.open.forget(node.ino)?;
+            self.lost.replaced(node.ino, 0..u64::MAX);
         } else {
             Self::log_times(&gate, node)?;
         }

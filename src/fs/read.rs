@@ -11,6 +11,7 @@ impl Fs {
         if node.kind == FileKind::Directory {
             return Err(FsError::IsDirectory);
         }
+        self.lost.check(ino, Some(offset..offset.saturating_add(u64::from(len))))?;
         let view = self.branch.view();
         let size = node.state.lock().record.size;
         let end = offset.saturating_add(u64::from(len)).min(size);

@@ -13,7 +13,9 @@ impl Fs {
         if self.writable().is_err() {
             return Ok(Durable::sealed());
         }
-        Ok(self.branch.sync_file(ino)?)
+        let durable = self.branch.sync_file(ino)?;
+        self.lost.check(ino, None)?;
+        Ok(durable)
     }
 
     /// Makes every name and attribute of the branch durable.

@@ -43,6 +43,7 @@ impl Fs {
         let gate = self.branch.enter();
         self.change_contents(&gate, &node, false, |target| target.write(offset, data))?;
         self.note_write(&node, end);
+        self.lost.replaced(ino, offset..end);
         Ok(())
     }
 
@@ -73,6 +74,9 @@ impl Fs {
             }
         })?;
         self.note_write(&node, if extends { end } else { 0 });
+        if !matches!(mode, AllocateMode::Extend | AllocateMode::KeepSize) {
+            self.lost.replaced(ino, offset..end);
+        }
         Ok(())
     }
 

@@ -328,9 +328,10 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let start = Instant::now();
-        let mut done = self.fs.write(Ino(ino.0), offset, data);
-        // A write that did not come out of the page cache is not followed by an FSYNC request.
         let direct = !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let write = if direct { Fs::write } else { Fs::write_back };
+        let mut done = write(&self.fs, Ino(ino.0), offset, data);
+        // A write that did not come out of the page cache is not followed by an FSYNC request.
         if direct && flags.0 & libc::O_DSYNC != 0 && done.is_ok() {
             done = self.fs.sync(Ino(ino.0)).map(|Durable { .. }| ());
         }

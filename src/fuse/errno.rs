@@ -24,6 +24,7 @@ pub fn errno_of(error: &FsError) -> Errno {
         FsError::NotSupported => Errno::EOPNOTSUPP,
         FsError::NoSuchOffset => Errno::ENXIO,
         FsError::AttributeTooBig => Errno::ENOSPC,
+        FsError::Lost { .. } => Errno::EIO,
         FsError::Layer(layer) => layer_errno(layer),
         FsError::Branch(BranchError::Layer(layer)) => layer_errno(layer),
         FsError::Branch(BranchError::Host { source, .. }) => host_errno(source),
@@ -57,5 +58,5 @@ fn host_errno(error: &std::io::Error) -> Errno {
 
 /// Whether an error is the caller's ordinary answer and needs no line in the log.
 pub fn is_ordinary(error: &FsError) -> bool {
-    !matches!(error, FsError::Layer(_) | FsError::Branch(_))
+    !matches!(error, FsError::Lost { .. } | FsError::Layer(_) | FsError::Branch(_))
 }

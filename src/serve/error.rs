@@ -329,6 +329,9 @@ impl UnmountError {
                         .to_owned(),
                 )
             }
+            Self::InUse { holders, .. } if !holders.mounts.is_empty() => {
+                Some("unmount what is mounted inside first".to_owned())
+            }
             Self::InUse { .. } => Some(
                 "end these processes, or detach the mount with --lazy: they go on until they \
                  close their files"
