@@ -1,4 +1,4 @@
-"""PostgreSQL's own regression and isolation suites against the distribution's server, its data on the place."""
+"""PostgreSQL's own regression, isolation and recovery suites with the distribution's server, its data on the place."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from pathlib import Path
 
 from harness import Cluster, Failure, Postgres, Sandbox, as_postgres, check, give_to_postgres, newest_first, run, say
 from suites.places import BRANCH, FORK, HOST
-from suites.tools import Missing, postgres_source
+from suites.tools import Missing, install, postgres_source
 
 #: What the build of the test programs needs: the tree's configure is told to do without everything else.
 CONFIGURE = ["--quiet", "--without-icu", "--without-readline", "--without-zlib"]
 PARTS = ("src/test/regress", "src/test/isolation", "contrib/spi")
+#: What the recovery suite reads besides.
+TAP_PARTS = ("src/test/perl", "src/test/recovery")
+#: One of its scripts, at most; the slowest takes two minutes on an idle machine.
+TAP_SECONDS_MAX = 1200
 
 
 def built_tree() -> Path:
@@ -101,3 +105,66 @@ class Isolation(InstallCheck):
 
     name, part, program, schedule = "isolation", PARTS[1], "pg_isolation_regress", "isolation_schedule"
     options = ["--dbname=isolation_regression"]
+
+
+class Recovery(InstallCheck):
+    """The recovery suite: crashes, standbys, archives, point in time, each script with clusters of its own."""
+
+    name = "recovery"
+    places = (HOST, BRANCH)
+
+    def fetch(self, quick: bool) -> None:
+        super().fetch(quick)
+        perl_module("IPC::Run", "libipc-run-perl")
+        perl_module("Test::More", "perl")
+
+    def run(self, top: Path, scratch: Path) -> dict:
+        inputs = self.sandbox.base / "pg-recovery"
+        if not inputs.exists():
+            for part in (PARTS[0], *TAP_PARTS):
+                shutil.copytree(self.tree / part, inputs / part)
+            for library in (self.tree / "contrib/spi").glob("*.so"):
+                shutil.copy(library, inputs / PARTS[0])
+            run(["chown", "-R", "postgres:postgres", inputs])
+        give_to_postgres(top)
+        top.chmod(0o700)
+        run(["chown", "-R", "postgres:postgres", scratch])
+        scripts = sorted((inputs / "src/test/recovery/t").glob("*.pl"))
+        return {script.stem: self._script(inputs, script, top, scratch) for script in scripts}
+
+    def _script(self, inputs: Path, script: Path, top: Path, scratch: Path) -> str:
+        """Its clusters lie below `top`, on the place, and go when it has passed."""
+        own = top / script.stem
+        regress = inputs / PARTS[0]
+        environment = {
+            "PATH": f"{self.postgres.client('psql').parent}:/usr/bin:/bin", "TESTDIR": own, "PGPORT": "65432",
+            "PG_REGRESS": regress / "pg_regress", "REGRESS_SHLIB": regress / "regress.so", "LC_ALL": "C",
+            "top_builddir": inputs,
+        }
+        argv = ["env", "-u", "PGHOST", *(f"{name}={value}" for name, value in environment.items()),
+                "prove", "-I", inputs / TAP_PARTS[0], "-I", inputs / TAP_PARTS[1], script]
+        run([str(a) for a in as_postgres(["mkdir", own])])
+        try:
+            done = subprocess.run([str(a) for a in as_postgres(argv)], cwd=inputs / TAP_PARTS[1], capture_output=True,
+                                  text=True, timeout=TAP_SECONDS_MAX, check=False)
+            said, passed = done.stdout + done.stderr, done.returncode == 0
+        except subprocess.TimeoutExpired as error:
+            said, passed = f"{error}", False
+        (scratch / f"{script.stem}.txt").write_text(said)
+        if not passed and (own / "tmp_check/log").is_dir():
+            shutil.copytree(own / "tmp_check/log", scratch / script.stem)
+        shutil.rmtree(own, ignore_errors=True)
+        if "skipped:" in said and passed:
+            return "skip"
+        return "pass" if passed else "fail"
+
+
+def perl_module(module: str, package: str) -> None:
+    """Has the module, or installs the package that it is in."""
+    def there() -> bool:
+        return subprocess.run(["perl", f"-M{module}", "-e", "1"], capture_output=True, check=False).returncode == 0
+
+    if not there():
+        install(package)
+    if not there():
+        raise Missing(f"perl has no {module} (package {package})")

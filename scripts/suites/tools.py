@@ -40,15 +40,20 @@ def from_cargo(name: str) -> Path:
 def from_apt(package: str, program: str) -> Path:
     """A program of the distribution; installed if it is missing and we may."""
     if not shutil.which(program):
-        if not AS_ROOT or not shutil.which("apt-get"):
-            raise Missing(f"{program} is not installed (package {package})")
-        say(f"  installing {package}")
-        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        argv = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package]
-        subprocess.run(argv, env=env, capture_output=True, check=False)
-        if not shutil.which(program):
-            raise Missing(f"apt-get install {package} gives no {program}")
+        install(package)
+    if not shutil.which(program):
+        raise Missing(f"apt-get install {package} gives no {program}")
     return Path(shutil.which(program))
+
+
+def install(package: str) -> None:
+    """Installs a package of the distribution, if we may."""
+    if not AS_ROOT or not shutil.which("apt-get"):
+        raise Missing(f"package {package} is not installed")
+    say(f"  installing {package}")
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    argv = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package]
+    subprocess.run(argv, env=env, capture_output=True, check=False)
 
 
 def postgres_source(package: str, version: str) -> Path:

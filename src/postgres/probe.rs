@@ -113,9 +113,16 @@ pub fn running_pid(dir: &Path) -> Option<i32> {
         return None;
     }
     match kill(Pid::from_raw(pid), None) {
+        // Ended, and only not asked by its parent yet how.
+        Ok(()) if is_zombie(pid) => None,
         Ok(()) | Err(nix::errno::Errno::EPERM) => Some(pid),
         Err(_) => None,
     }
+}
+
+fn is_zombie(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line.starts_with("State:\tZ"))
 }
 
 #[cfg(test)]
@@ -154,6 +161,11 @@ mod tests {
         assert_eq!(running_pid(dir.path()), None);
         write("1\n/data\n".into());
         assert_eq!(running_pid(dir.path()), Some(1));
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        write(format!("{}\n", ended.id()));
+        while !is_zombie(ended.id().cast_signed()) {}
+        assert_eq!(running_pid(dir.path()), None, "its parent has not asked yet");
+        ended.wait().unwrap();
         write(format!("{}\n", std::process::id()));
         assert_eq!(running_pid(dir.path()), None, "a recycled pid that is ours");
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
