@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use mount_support::Scene;
 use serde_json::Value;
@@ -167,19 +168,54 @@ fn rotten_checksums_are_not_taken_for_rotten_data_and_can_be_repaired() {
     assert!(sums.exists());
 }
 
+/// A disk of its own, in a file, mounted as long as this lives.
+struct Disk(std::path::PathBuf);
+
+impl Disk {
+    fn mount(image: &Path, dir: &Path) -> Option<Disk> {
+        let status = Command::new("mount").args(["-o", "loop"]).args([image, dir]).status();
+        status.is_ok_and(|status| status.success()).then(|| Disk(dir.to_owned()))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
 #[test]
 fn checksums_of_an_adopted_base_find_what_its_times_do_not_tell() {
     let scene = scene!();
-    let tree = scene.temp.path().canonicalize().unwrap().join("tree");
+    let root = scene.temp.path().canonicalize().unwrap();
+    let (image, tree) = (root.join("image"), root.join("tree"));
     fs::create_dir(&tree).unwrap();
-    fs::write(tree.join("file"), vec![9; 50_000]).unwrap();
-    scene.run(&["import", "--adopt", tree.to_str().unwrap(), "--any", "--as", "old"]).ok();
+    fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).status();
+    let disk =
+        if made.is_ok_and(|made| made.success()) { Disk::mount(&image, &tree) } else { None };
+    let Some(disk) = disk else {
+        println!("skipped: needs mkfs.ext4 and loop devices");
+        return;
+    };
+    // Bytes that are nowhere else on that disk.
+    let contents: Vec<u8> = (0..50_000u32).map(|n| (n % 251) as u8 ^ 0x5a).collect();
+    fs::create_dir(tree.join("data")).unwrap();
+    fs::write(tree.join("data/file"), &contents).unwrap();
+    let adopted = tree.join("data");
+    scene.run(&["import", "--adopt", adopted.to_str().unwrap(), "--any", "--as", "old"]).ok();
     scene.run(&["check", "--add-checksums"]).ok();
-    rot(&tree.join("file"), 5000);
+    drop(disk);
+    let mut bytes = fs::read(&image).unwrap();
+    let at = bytes.windows(4096).position(|found| found == &contents[..4096]).unwrap();
+    bytes[at + 5000] ^= 1;
+    fs::write(&image, bytes).unwrap();
+    let _disk = Disk::mount(&image, &tree).unwrap();
     scene.run(&["mount", "old", scene.dir()]).ok();
     is_eio(read_at(&scene.dir.join("file"), 4096, 4096));
-    assert_eq!(read_at(&scene.dir.join("file"), 8192, 4096).unwrap(), [9; 4096]);
+    assert_eq!(read_at(&scene.dir.join("file"), 8192, 4096).unwrap(), contents[8192..12_288]);
     assert_eq!(checked(&scene, 3)["damage"].as_array().unwrap().len(), 1);
+    scene.run(&["unmount", "old"]).ok();
 }
 
 #[test]

@@ -34,6 +34,8 @@ enum Op {
     Zero(String, u64, u64, bool),
     Allocate(String, u64, u64, bool),
     Copy(String, u64, String, u64, u64),
+    /// Makes the second file anew, as a copy of the first from that granule on.
+    Clone(String, u64, String),
     Unlink(String),
     Rmdir(String),
     Rename(String, String, bool),
@@ -86,6 +88,10 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (path(), offset(), 1u64..20_000, any::<bool>()).prop_map(|(p, o, l, k)| Op::Zero(p, o, l, k)),
         2 => (path(), offset(), 1u64..20_000, any::<bool>()).prop_map(|(p, o, l, k)| Op::Allocate(p, o, l, k)),
         2 => (path(), offset(), path(), offset(), 1u64..20_000).prop_map(|(a, x, b, y, l)| Op::Copy(a, x, b, y, l)),
+        2 => (path(), 0u64..12, path(), 0u64..12, 1u64..8).prop_map(|(a, x, b, y, l)| {
+            Op::Copy(a, x * 4096, b, y * 4096, l * 4096)
+        }),
+        2 => (path(), 0u64..3, path()).prop_map(|(a, x, b)| Op::Clone(a, x * 4096, b)),
         2 => path().prop_map(Op::Unlink),
         1 => path().prop_map(Op::Rmdir),
         3 => (path(), path(), any::<bool>()).prop_map(|(a, b, n)| Op::Rename(a, b, n)),
@@ -259,6 +265,13 @@ impl Mounted {
                 }
             }),
             Op::Copy(from, x, to, y, len) => self.copy(from, *x, to, *y, *len),
+            Op::Clone(from, x, to) => {
+                if from != to && self.tree.file(from).is_some() {
+                    self.apply(&Op::Unlink(to.clone()));
+                    self.apply(&Op::Create(to.clone()));
+                    self.copy(from, *x, to, 0, 1 << 20);
+                }
+            }
             Op::Fsync(path) => {
                 if let Ok(ino) = walk(&self.fs, path) {
                     let _durable = self.fs.sync(ino).unwrap();

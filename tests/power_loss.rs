@@ -37,6 +37,7 @@ enum Op {
     Truncate(String, u64),
     Punch(String, u64, u64),
     Extend(String, u64, u64),
+    Copy(String, u64, String, u64, u64),
     Unlink(String),
     Rename(String, String),
     Link(String, String),
@@ -71,6 +72,9 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (path(), offset()).prop_map(|(p, s)| Op::Truncate(p, s)),
         2 => (path(), offset(), 1u64..20_000).prop_map(|(p, o, l)| Op::Punch(p, o, l)),
         2 => (path(), offset(), 1u64..20_000).prop_map(|(p, o, l)| Op::Extend(p, o, l)),
+        4 => (path(), 0u64..8, path(), 0u64..8, 1u64..30_000).prop_map(|(a, x, b, y, l)| {
+            Op::Copy(a, x * 4096, b, y * 4096, l)
+        }),
         2 => path().prop_map(Op::Unlink),
         3 => (path(), path()).prop_map(|(a, b)| Op::Rename(a, b)),
         1 => (path(), path()).prop_map(|(a, b)| Op::Link(a, b)),
@@ -482,6 +486,19 @@ impl Mounted {
                 fs.allocate(ino, *offset, *len, AllocateMode::Extend).unwrap();
                 data.resize(data.len().max((*offset + *len) as usize), 0);
             }),
+            Op::Copy(from, x, to, y, len) => {
+                let Some(source) = self.model.tree.file(from).cloned() else { return };
+                let Ok(a) = walk(&self.fs, from) else { return };
+                let (start, end) = (*x as usize, ((x + len) as usize).min(source.len()));
+                self.with_file(to, |fs, ino, data| {
+                    if a != ino && start < end {
+                        fs.copy_range((a, *x), (ino, *y), *len).unwrap();
+                        fill(data, *y, (end - start) as u64, 0);
+                        let y = *y as usize;
+                        data[y..y + end - start].copy_from_slice(&source[start..end]);
+                    }
+                });
+            }
             Op::Fsync(path) => {
                 let Some(node) = self.model.tree.paths.get(path).copied() else { return };
                 let ino = walk(&self.fs, path).unwrap();

@@ -8,7 +8,7 @@ mod mount_support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -98,6 +98,83 @@ fn mount_a_position_in_a_directory_stays_valid() {
 }
 
 /// Kills whoever takes part in a fork, at any moment of it: there is no child then, or all of it.
+/// Like `cp`: the kernel asks the filesystem to copy.
+fn copy(from: &Path, to: &Path) -> u64 {
+    std::io::copy(&mut File::open(from).unwrap(), &mut File::create(to).unwrap()).unwrap()
+}
+
+/// Bytes on the disk of all files below `dir`.
+fn disk_usage(dir: &Path) -> u64 {
+    let meta = dir.symlink_metadata().unwrap();
+    let below = |dir| fs::read_dir(dir).unwrap().map(|entry| disk_usage(&entry.unwrap().path()));
+    meta.blocks() * 512 + if meta.is_dir() { below(dir).sum() } else { 0 }
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    fs::read(a).unwrap() == fs::read(b).unwrap()
+}
+
+#[test]
+fn mount_copying_a_file_of_the_base_takes_no_space() {
+    let scene = scene!();
+    let tree = scene.temp.path().canonicalize().unwrap().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let big: Vec<u8> =
+        (0..64u32 << 18).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    fs::write(tree.join("big"), &big[..big.len() - 1000]).unwrap();
+    File::create(tree.join("sparse")).unwrap().set_len(1 << 40).unwrap();
+    scene.run(&["import", "--any", tree.to_str().unwrap(), "--as", "base"]).ok();
+    scene.run(&["branch", "create", "b", "--from", "base"]).ok();
+    let mount = || scene.run(&["mount", "b", scene.dir()]).ok();
+    mount();
+    let at = |name: &str| scene.dir.join(name);
+    let taken = || disk_usage(&scene.store.join("layers"));
+    let before = taken();
+    assert_eq!(copy(&at("big"), &at("copy")), big.len() as u64 - 1000);
+    assert_eq!(copy(&at("sparse"), &at("holes")), 1 << 40);
+    // The part of the last granule is copied; the checksums of the base are made meanwhile.
+    assert!(taken() - before <= 1 << 20, "{} bytes taken", taken() - before);
+    assert!(same(&at("big"), &at("copy")));
+    // A copy of a copy shares as well; and what is written parts from it, on either side.
+    File::open(at("copy")).unwrap().sync_all().unwrap();
+    let file = fs::OpenOptions::new().write(true).open(at("copy")).unwrap();
+    file.write_all_at(b"mine", 5_000_000).unwrap();
+    file.sync_all().unwrap();
+    let mut expected = big[..big.len() - 1000].to_vec();
+    expected[5_000_000..5_000_004].copy_from_slice(b"mine");
+    drop(file);
+    assert!(taken() - before <= 1 << 20, "{} bytes taken", taken() - before);
+    let whole = |dir: &Path| {
+        assert!(fs::read(dir.join("copy")).unwrap() == expected);
+        assert!(fs::read(dir.join("big")).unwrap() == big[..big.len() - 1000]);
+        assert_eq!(dir.join("holes").metadata().unwrap().len(), 1 << 40);
+    };
+    whole(&scene.dir);
+    scene.run(&["branch", "create", "child", "--from", "b"]).ok();
+    fs::remove_file(at("big")).unwrap();
+    fs::write(at("big"), &big[..big.len() - 1000]).unwrap();
+    kill(
+        nix::unistd::Pid::from_raw(
+            i32::try_from(scene.status("b")["pid"].as_i64().unwrap()).unwrap(),
+        ),
+        Signal::SIGKILL,
+    )
+    .unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while scene.status("b")["state"] != "dead" {
+        assert!(Instant::now() < deadline);
+    }
+    mount();
+    whole(&scene.dir);
+    scene.run(&["unmount", "b"]).ok();
+    scene.run(&["branch", "delete", "base"]).ok();
+    scene.run(&["gc"]).ok();
+    scene.run(&["mount", "child", scene.dir()]).ok();
+    whole(&scene.dir);
+    scene.run(&["unmount", "child"]).ok();
+    assert!(scene.run(&["check", "--read-data"]).ok().starts_with("sound"));
+}
+
 #[test]
 fn mount_a_fork_that_is_cut_short_has_happened_or_not() {
     let scene = scene!();

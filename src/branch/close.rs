@@ -73,15 +73,8 @@ impl Branch {
         let view = self.view();
         let (open_files, open_names, _) = view.open.counts();
         let (journal_bytes, volatile_bytes) = view.open.log.sizes();
-        let owned_bytes = view
-            .open
-            .all_files()
-            .iter()
-            .map(|file| {
-                let own = file.ownership.read();
-                if own.private { own.size } else { own.present.count() * 4096 }
-            })
-            .sum();
+        let owned_bytes =
+            view.open.all_files().iter().map(|file| file.ownership.read().owned_bytes()).sum();
         BranchStats {
             generation: view.generation,
             depth: view.open_depth,

@@ -18,6 +18,7 @@ use crate::io::crash::{ENABLED, Point, crash_point};
 use crate::io::{Access, Appender};
 use crate::layer::LayerError;
 use crate::layer::data_files::DataFiles;
+use crate::layer::holes::without_holes;
 use crate::layer::open::OpenLayer;
 use crate::layer::sealed::{IndexFile, open_index};
 
@@ -219,8 +220,11 @@ impl Branch {
             // Position 0 of the in-memory layers is the open one.
             let Some(record) = view.inode_below(ino, position + 1)? else { continue };
             // A file without a name is kept: somebody may have it open still.
-            let layout = layer.file(ino).map(|file| file.layout());
-            let layout = layout.map(|(private, floor, runs)| FileLayout { private, floor, runs });
+            let layout = layer.file(ino).map(|file| {
+                let (private, floor, runs) = file.layout();
+                let runs = if private { without_holes(layer, &file, runs) } else { runs };
+                FileLayout { private, floor, runs }
+            });
             debug_assert!(layout.is_none() || record.kind == FileKind::Regular);
             builder.inode(record, layout);
         }

@@ -9,6 +9,7 @@ use crate::format::Ino;
 use crate::io::crash::{Point, crash_point};
 use crate::layer::data_files::DataFiles;
 use crate::layer::open::OpenLayer;
+use crate::layer::open_file::Ownership;
 use crate::layer::write::Target;
 
 /// Puts right what an unclean end left in the layers that are still logs.
@@ -47,7 +48,8 @@ fn path_in(layer: &OpenLayer, name: &str) -> PathBuf {
 fn settle_sizes(view: &View, position: usize, layer: &OpenLayer) -> Result<Vec<Ino>, BranchError> {
     let mut changed = Vec::new();
     for file in layer.all_files() {
-        if file.ownership.read().private {
+        let whole = |own: &Ownership| own.private && own.borrowed.is_empty();
+        if whole(&file.ownership.read()) {
             continue;
         }
         let below = view.inode_below(file.ino, position + 1)?.map_or(0, |record| record.size);

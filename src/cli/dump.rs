@@ -10,7 +10,7 @@ use crate::catalog::{BranchName, Store};
 use crate::format::index::Index;
 use crate::format::journal::{FrameReader, LogHeader, Record, Tail};
 use crate::format::sums::Sums;
-use crate::format::{DirentTarget, FileLayout, FormatError, InodeRecord, LayerId};
+use crate::format::{DirentTarget, FileLayout, FormatError, InodeRecord, LayerId, OwnedRun};
 use crate::io::sys;
 use crate::serve::Failure;
 
@@ -150,11 +150,14 @@ fn dump_record(record: &Record, out: &mut Printer<'_>) {
         Record::Layout(delta) => {
             let added: Vec<_> = delta.added.iter().map(|r| json!([r.start, r.end])).collect();
             let limit = |granule: u32| (granule != u32::MAX).then_some(granule);
+            let run =
+                |r: &OwnedRun| json!([r.start, r.len, r.layer.dir_name(), r.file.0, r.source]);
+            let borrowed: Vec<_> = delta.borrowed.iter().map(run).collect();
             out.record(
                 "layout",
                 json!({
                     "ino": delta.ino.0, "private": delta.private, "floor": limit(delta.floor),
-                    "cut": limit(delta.cut), "added": added,
+                    "cut": limit(delta.cut), "added": added, "borrowed": borrowed,
                 }),
             );
         }

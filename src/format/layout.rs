@@ -33,7 +33,8 @@ pub struct OwnedRun {
 /// A change of one layer's ownership of one file, as journalled.
 ///
 /// Applied in this order: ownership at or past `cut` is dropped; the truncation floor sinks to
-/// `floor` if that is lower; `private` makes the file private (for good); `added` becomes owned.
+/// `floor` if that is lower; `private` makes the file private (for good); `added` becomes owned;
+/// `borrowed` is shown from other data files.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LayoutDelta {
     /// The file.
@@ -44,8 +45,12 @@ pub struct LayoutDelta {
     pub floor: Granule,
     /// Granules of this layer at or past this index are dropped first; `u32::MAX` for "none".
     pub cut: Granule,
-    /// Granules that this layer owns from now on, ascending and disjoint.
+    /// Granules that this layer owns from now on, ascending and disjoint. Of a private file: that
+    /// are not borrowed any more.
     pub added: Vec<GranuleRange>,
+    /// Granules of a private file that `copy_file_range(2)` has shared: they are those of lower
+    /// layers until they are owned again. Ascending and disjoint.
+    pub borrowed: Vec<OwnedRun>,
 }
 
 impl LayoutDelta {
@@ -57,6 +62,7 @@ impl LayoutDelta {
             floor: Granule::MAX,
             cut: Granule::MAX,
             added: Vec::new(),
+            borrowed: Vec::new(),
         }
     }
 }
@@ -77,14 +83,20 @@ impl FileLayout {
     /// Whether runs ascend, are not empty, do not overlap and stay within `u32` granules on both
     /// sides.
     pub fn self_check(&self) -> bool {
-        let mut free_from = 0;
-        self.runs.iter().all(|run| {
-            let fits = run.len > 0
-                && run.start >= free_from
-                && run.start.checked_add(run.len).is_some()
-                && run.source.checked_add(run.len).is_some();
-            free_from = run.start.saturating_add(run.len);
-            fits
-        })
+        runs_are_sound(&self.runs)
     }
+}
+
+/// Whether `runs` ascend, are not empty, do not overlap and stay within `u32` granules on both
+/// sides.
+pub fn runs_are_sound(runs: &[OwnedRun]) -> bool {
+    let mut free_from = 0;
+    runs.iter().all(|run| {
+        let fits = run.len > 0
+            && run.start >= free_from
+            && run.start.checked_add(run.len).is_some()
+            && run.source.checked_add(run.len).is_some();
+        free_from = run.start.saturating_add(run.len);
+        fits
+    })
 }

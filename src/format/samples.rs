@@ -101,11 +101,13 @@ pub fn layout() -> impl Strategy<Value = FileLayout> {
 }
 
 fn delta() -> impl Strategy<Value = LayoutDelta> {
-    (any::<(u64, bool, u32, u32)>(), pieces()).prop_map(|((ino, private, floor, cut), pieces)| {
-        let range = |(start, len)| GranuleRange { start, end: start + len };
-        let added = pieces.into_iter().map(range).collect();
-        LayoutDelta { ino: Ino(ino), private, floor, cut, added }
-    })
+    (any::<(u64, bool, u32, u32)>(), pieces(), layout()).prop_map(
+        |((ino, private, floor, cut), pieces, other)| {
+            let range = |(start, len)| GranuleRange { start, end: start + len };
+            let added = pieces.into_iter().map(range).collect();
+            LayoutDelta { ino: Ino(ino), private, floor, cut, added, borrowed: other.runs }
+        },
+    )
 }
 
 pub fn record() -> impl Strategy<Value = Record> {

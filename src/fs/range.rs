@@ -1,7 +1,13 @@
 //! Copies within the branch (copy_file_range).
+//!
+//! Whole granules that a finalized layer holds are shared: the target borrows them, see
+//! [`crate::layer::borrowed`]. All else is copied.
 
 use super::{Fs, FsError};
-use crate::format::{GRANULE_BYTES, Granule, Ino};
+use crate::format::id::FILE_BYTES_MAX;
+use crate::format::{FileKind, GRANULE_BYTES, Granule, Ino, OwnedRun};
+use crate::fs::write::AllocateMode;
+use crate::layer::read::{Piece, Source};
 
 /// Bytes copied at a time.
 const COPY_BYTES: u64 = 1 << 20;
@@ -24,6 +30,110 @@ impl Fs {
         if overlap {
             return Err(FsError::Invalid);
         }
+        self.lost.check(from, Some(from_offset..from_offset.saturating_add(len)))?;
+        let mut done = 0;
+        for piece in self.node(from)?.readable(&self.branch.view())?.plan(from_offset, len) {
+            let to_offset = to_offset + (piece.offset - from_offset);
+            let copied = self.copy_piece(from, &piece, (to, to_offset))?;
+            done += copied;
+            if copied < piece.len {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Copies one piece of a file: shares what can be shared of it.
+    fn copy_piece(
+        &self,
+        from: Ino,
+        piece: &Piece,
+        (to, to_offset): (Ino, u64),
+    ) -> Result<u64, FsError> {
+        let end = piece.offset + piece.len;
+        let whole = piece.offset.next_multiple_of(GRANULE_BYTES)..end - end % GRANULE_BYTES;
+        let aligned = piece.offset % GRANULE_BYTES == to_offset % GRANULE_BYTES;
+        let run = match piece.source {
+            Source::Lower(run) => run,
+            Source::Own => {
+                return self.copy_bytes(from, (piece.offset, piece.len), (to, to_offset));
+            }
+            Source::Zeros => return self.copy_hole(piece.len, (to, to_offset)),
+        };
+        if !aligned || whole.start >= whole.end {
+            return self.copy_bytes(from, (piece.offset, piece.len), (to, to_offset));
+        }
+        let start = (whole.start / GRANULE_BYTES) as Granule;
+        let shared = OwnedRun {
+            start: ((to_offset + (whole.start - piece.offset)) / GRANULE_BYTES) as Granule,
+            len: ((whole.end - whole.start) / GRANULE_BYTES) as u32,
+            source: run.source + (start - run.start),
+            ..run
+        };
+        if !self.borrow(to, shared)? {
+            return self.copy_bytes(from, (piece.offset, piece.len), (to, to_offset));
+        }
+        let (head, tail) = (whole.start - piece.offset, end - whole.end);
+        let mut done = self.copy_bytes(from, (piece.offset, head), (to, to_offset))?;
+        if done == head {
+            done += whole.end - whole.start;
+            done += self.copy_bytes(from, (whole.end, tail), (to, to_offset + piece.len - tail))?;
+        }
+        Ok(done)
+    }
+
+    /// Has `to` show `run`, if it is a file that can: one that only this branch has, and a run
+    /// that is as durable as it ever gets.
+    fn borrow(&self, to: Ino, run: OwnedRun) -> Result<bool, FsError> {
+        let node = self.node(to)?;
+        let end = u64::from(run.start + run.len) * GRANULE_BYTES;
+        if node.kind != FileKind::Regular || end > FILE_BYTES_MAX {
+            return Ok(false);
+        }
+        let gate = self.branch.enter();
+        if gate.in_memory().any(|layer| layer.id == run.layer) {
+            return Ok(false);
+        }
+        let mut shared = false;
+        self.change_contents(&gate, &node, false, |target| {
+            if target.file.ownership.read().private {
+                target.borrow(vec![run], end)?;
+                shared = true;
+            }
+            Ok(())
+        })?;
+        if shared {
+            self.note_write(&node, end);
+            self.lost.replaced(to, u64::from(run.start) * GRANULE_BYTES..end);
+        }
+        Ok(shared)
+    }
+
+    fn copy_hole(&self, len: u64, (to, to_offset): (Ino, u64)) -> Result<u64, FsError> {
+        let node = self.node(to)?;
+        let (size, end) = (node.state.lock().record.size, to_offset.saturating_add(len));
+        if node.kind != FileKind::Regular {
+            return Err(FsError::Invalid);
+        } else if end > FILE_BYTES_MAX {
+            return Err(FsError::TooBig);
+        }
+        if to_offset < size {
+            let within = len.min(size - to_offset);
+            self.allocate(to, to_offset, within, AllocateMode::PunchHole)?;
+        }
+        let gate = self.branch.enter();
+        self.change_contents(&gate, &node, false, |target| target.grow(end))?;
+        self.note_write(&node, end);
+        self.lost.replaced(to, to_offset..end);
+        Ok(len)
+    }
+
+    fn copy_bytes(
+        &self,
+        from: Ino,
+        (from_offset, len): (u64, u64),
+        (to, to_offset): (Ino, u64),
+    ) -> Result<u64, FsError> {
         let (mut done, mut buf) = (0, Vec::new());
         while done < len {
             let step = (len - done).min(COPY_BYTES);
@@ -42,11 +152,7 @@ impl Fs {
         let view = self.branch.view();
         view.open.file(ino).map_or(0, |file| {
             let own = file.ownership.read();
-            if own.private {
-                u64::from((own.size.div_ceil(GRANULE_BYTES)) as Granule)
-            } else {
-                own.present.count()
-            }
+            own.owned_bytes().div_ceil(GRANULE_BYTES)
         })
     }
 }

@@ -2,18 +2,22 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{FsType, fstatfs};
 
 use super::copy::CopyStats;
 use super::plan::Plan;
+use super::source::as_path;
 use super::{ImportError, Observer};
 use crate::branch::fork::random_layer_id;
 use crate::catalog::{BranchRow, FileLock, LayerState, NewBranch, Store};
 use crate::format::id::granules_spanned;
+use crate::io::Storage;
 use crate::io::crash::{Point, crash_point};
+use crate::io::host::HostStorage;
+use crate::layer::holes::data_runs;
 
 use crate::format::{
     FileKind, FileLayout, Granule, IndexBuilder, IndexMeta, Ino, InodeRecord, LayerId, OwnedRun,
@@ -102,7 +106,7 @@ impl<'a> PendingLayer<'a> {
 
     /// Writes the index, durably.
     pub(super) fn write_index(&self, plan: Plan) -> Result<(), ImportError> {
-        let builder = build_index(self.id, plan);
+        let builder = build_index(self.id, &self.dir, plan);
         let (temporary, path) = (self.dir.join("index.tmp"), self.dir.join("index"));
         let write = || -> io::Result<()> {
             let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
@@ -162,7 +166,8 @@ impl Drop for PendingLayer<'_> {
     }
 }
 
-fn build_index(layer: LayerId, plan: Plan) -> IndexBuilder {
+fn build_index(layer: LayerId, dir: &Path, plan: Plan) -> IndexBuilder {
+    let source = plan.trees.first().map(|tree| tree.path().to_owned()).unwrap_or_default();
     let next_ino = Ino(plan.inodes.len() as u64 + 1);
     let meta = IndexMeta { layer, lowest_depth: 0, depth: 0, next_ino };
     let mut builder = IndexBuilder::new(meta);
@@ -171,15 +176,20 @@ fn build_index(layer: LayerId, plan: Plan) -> IndexBuilder {
     }
     for record in plan.inodes {
         if record.nlink > 0 {
-            let layout = layout(layer, &record);
+            let path = match &record.adopted {
+                Some(adopted) => source.join(as_path(&adopted.path)),
+                None => dir.join(record.ino.data_path()),
+            };
+            let layout = layout(layer, &record, &path);
             builder.inode(record, layout);
         }
     }
     builder
 }
 
-/// A base file belongs to its layer from the first byte to the last; there is nothing below.
-fn layout(layer: LayerId, record: &InodeRecord) -> Option<FileLayout> {
+/// A base file belongs to its layer from the first byte to the last, but for its holes; there is
+/// nothing below. `path` is where its contents lie.
+fn layout(layer: LayerId, record: &InodeRecord, path: &Path) -> Option<FileLayout> {
     if record.kind != FileKind::Regular {
         return None;
     }
@@ -190,7 +200,16 @@ fn layout(layer: LayerId, record: &InodeRecord) -> Option<FileLayout> {
         file: record.ino,
         source: 0,
     };
-    let runs = if record.size == 0 { Vec::new() } else { vec![run] };
+    let has_holes =
+        || std::fs::symlink_metadata(path).is_ok_and(|meta| meta.blocks() * 512 < record.size);
+    let runs = if record.size == 0 {
+        Vec::new()
+    } else if has_holes() {
+        let open = HostStorage.open_foreign(path);
+        open.and_then(|host| data_runs(&*host, run)).unwrap_or_else(|_| vec![run])
+    } else {
+        vec![run]
+    };
     Some(FileLayout { private: true, floor: Granule::MAX, runs })
 }
 

@@ -1,6 +1,8 @@
 //! One layer: what it owns, how it records that, and how stacked layers resolve to owners.
 
+pub mod borrowed;
 pub mod data_files;
+pub mod holes;
 pub mod log;
 pub mod names;
 pub mod open;

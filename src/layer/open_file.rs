@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::borrowed::Borrowed;
 use super::data_files::DataFiles;
 use super::presence::Presence;
-use crate::format::{Granule, GranuleRange, Ino, LayerId, LayoutDelta, OwnedRun};
+use crate::format::{GRANULE_BYTES, Granule, GranuleRange, Ino, LayerId, LayoutDelta, OwnedRun};
 
 /// Which parts of the file the layer owns, and how long the file is.
 #[derive(Default, Clone)]
@@ -19,8 +20,21 @@ pub struct Ownership {
     pub floor: Granule,
     /// Granules owned by this layer; not kept for a private file.
     pub present: Presence,
+    /// Granules of a private file that are those of lower layers.
+    pub borrowed: Borrowed,
     /// The file's size in bytes: the length of the data file.
     pub size: u64,
+}
+
+impl Ownership {
+    /// Bytes that the layer's data file holds, at most.
+    pub fn owned_bytes(&self) -> u64 {
+        if self.private {
+            self.size.saturating_sub(self.borrowed.count() * GRANULE_BYTES)
+        } else {
+            self.present.count() * GRANULE_BYTES
+        }
+    }
 }
 
 /// A regular file that the open layer owns, wholly or in part.
@@ -66,6 +80,7 @@ struct Pending {
     floor: Granule,
     cut: Granule,
     added: Presence,
+    borrowed: Borrowed,
 }
 
 impl Default for Pending {
@@ -76,6 +91,7 @@ impl Default for Pending {
             floor: Granule::MAX,
             cut: Granule::MAX,
             added: Presence::default(),
+            borrowed: Borrowed::default(),
         }
     }
 }
@@ -83,8 +99,7 @@ impl Default for Pending {
 impl OpenFile {
     /// A file of `size` bytes of which the layer owns all (`private`) or nothing yet.
     pub fn new(layer: LayerId, ino: Ino, private: bool, size: u64) -> OpenFile {
-        let ownership =
-            Ownership { private, floor: Granule::MAX, present: Presence::default(), size };
+        let ownership = Ownership { private, floor: Granule::MAX, size, ..Ownership::default() };
         OpenFile {
             ino,
             layer,
@@ -165,8 +180,14 @@ impl OpenFile {
         pending.floor = pending.floor.min(delta.floor);
         pending.cut = pending.cut.min(delta.cut);
         pending.added.cut(delta.cut);
+        pending.borrowed.cut(delta.cut);
         for range in &delta.added {
             pending.added.insert(*range);
+            pending.borrowed.remove(*range);
+        }
+        // What is added and borrowed later is borrowed: that is the order in which they apply.
+        for run in &delta.borrowed {
+            pending.borrowed.insert(*run);
         }
     }
 
@@ -184,6 +205,7 @@ impl OpenFile {
             floor: pending.floor,
             cut: pending.cut,
             added: pending.added.ranges().collect(),
+            borrowed: pending.borrowed.runs().to_vec(),
         })
     }
 
@@ -200,7 +222,17 @@ impl OpenFile {
             source: range.start,
         };
         let runs = if own.private {
-            if end == 0 { Vec::new() } else { vec![run(GranuleRange { start: 0, end })] }
+            let mut runs = Vec::with_capacity(1 + 2 * own.borrowed.runs().len());
+            let mut at = 0;
+            while at < end {
+                let (borrowed, stop) = own.borrowed.at(at, end);
+                runs.push(match borrowed {
+                    Some(borrowed) => borrowed,
+                    None => run(GranuleRange { start: at, end: stop }),
+                });
+                at = stop;
+            }
+            runs
         } else {
             own.present.ranges().map(run).collect()
         };
@@ -212,8 +244,15 @@ fn apply_to(own: &mut Ownership, delta: &LayoutDelta) {
     own.present.cut(delta.cut);
     own.floor = own.floor.min(delta.floor);
     own.private |= delta.private;
+    own.borrowed.cut(delta.cut);
     if own.private {
         own.present = Presence::default();
+        for range in &delta.added {
+            own.borrowed.remove(*range);
+        }
+        for run in &delta.borrowed {
+            own.borrowed.insert(*run);
+        }
         return;
     }
     for range in &delta.added {

@@ -12,6 +12,13 @@ pub struct OwnerMap {
 }
 
 impl OwnerMap {
+    /// The map of these runs, which ascend and are disjoint.
+    pub fn of(runs: Vec<OwnedRun>) -> OwnerMap {
+        let map = OwnerMap { runs };
+        debug_assert!(map.self_check());
+        map
+    }
+
     /// The runs in ascending order.
     pub fn runs(&self) -> &[OwnedRun] {
         &self.runs

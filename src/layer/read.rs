@@ -51,6 +51,7 @@ impl Readable {
         let own = self.own.as_ref().map(|file| file.ownership.read());
         if let Some(own) = &own
             && own.private
+            && own.borrowed.is_empty()
         {
             return vec![Piece { source: Source::Own, offset, len }];
         }
@@ -59,6 +60,10 @@ impl Readable {
         while at < end {
             let granule = (at / GRANULE_BYTES) as Granule;
             let (source, stop) = match &own {
+                Some(own) if own.private => match own.borrowed.at(granule, limit) {
+                    (Some(run), stop) => (Source::Lower(run), stop),
+                    (None, stop) => (Source::Own, stop),
+                },
                 Some(own) => match own.present.run_at(granule, limit) {
                     (true, stop) => (Source::Own, stop),
                     (false, stop) if granule >= own.floor => (Source::Zeros, stop),

@@ -9,7 +9,7 @@
 use super::LayerError;
 use super::write::Target;
 use crate::format::id::granules_spanned;
-use crate::format::{GRANULE_BYTES, GranuleRange, LayoutDelta};
+use crate::format::{GRANULE_BYTES, Granule, GranuleRange, LayoutDelta};
 use crate::io::crash::{Point, crash_point};
 
 impl Target<'_> {
@@ -21,19 +21,23 @@ impl Target<'_> {
         let _exclusive = self.file.writers.write();
         let own = self.file.ownership.read().clone();
         let end = granules_spanned(own.size);
-        if own.private || own.size >= below {
+        // Only whole granules within the file are ever borrowed.
+        let whole = (own.size / GRANULE_BYTES) as Granule;
+        let settled = if own.private { own.borrowed.end() <= whole } else { own.size >= below };
+        if settled {
             return Ok(false);
         }
         let mut delta = LayoutDelta::unchanged(self.file.ino);
         delta.cut = end;
-        delta.floor = end;
+        delta.floor = if own.private { Granule::MAX } else { end };
+        delta.private = own.private;
         if !own.size.is_multiple_of(GRANULE_BYTES) && self.shows_lower(end - 1) {
             let last = GranuleRange { start: end - 1, end };
             self.copy_up(last)?;
             crash_point(Point::SettleCopied);
             delta.added.push(last);
         }
-        if own.floor <= end && delta.added.is_empty() {
+        if !own.private && own.floor <= end && delta.added.is_empty() {
             return Ok(false);
         }
         self.record_settled(&delta)?;

@@ -13,7 +13,7 @@ use super::open_file::OpenFile;
 use super::owner_map::OwnerMap;
 use crate::format::id::granules_spanned;
 use crate::format::journal::Record;
-use crate::format::{GRANULE_BYTES, Granule, GranuleRange, LayoutDelta};
+use crate::format::{GRANULE_BYTES, Granule, GranuleRange, LayoutDelta, OwnedRun};
 use crate::io::crash::{Point, crash_point};
 use crate::io::{Allocate, HostFile, write_all_at};
 
@@ -85,8 +85,10 @@ impl Target<'_> {
     /// Whether reading `granule` now would read a lower layer.
     pub(super) fn shows_lower(&self, granule: Granule) -> bool {
         let own = self.file.ownership.read();
-        !own.private
-            && !own.present.contains(granule)
+        if own.private {
+            return own.borrowed.at(granule, granule + 1).0.is_some();
+        }
+        !own.present.contains(granule)
             && granule < own.floor
             && self.lower.at(granule, granule + 1).0.is_some()
     }
@@ -117,16 +119,18 @@ impl Target<'_> {
     pub(super) fn copy_up(&self, range: GranuleRange) -> Result<(), LayerError> {
         let host = self.host()?;
         let size = self.file.size();
-        let floor = self.file.ownership.read().floor;
+        let borrowed;
+        let (floor, lower) = {
+            let own = self.file.ownership.read();
+            borrowed = own.borrowed.within(range);
+            if own.private { (Granule::MAX, &borrowed) } else { (own.floor, self.lower) }
+        };
         let strays = self.file.strays.load(Ordering::Acquire);
         let mut buf = Vec::new();
         let mut at = range.start;
         while at < range.end {
-            let (run, end) = if at < floor {
-                self.lower.at(at, range.end.min(floor))
-            } else {
-                (None, range.end)
-            };
+            let (run, end) =
+                if at < floor { lower.at(at, range.end.min(floor)) } else { (None, range.end) };
             // 1 MiB at a time bounds memory.
             let end = end.min(at.saturating_add(256));
             let start_byte = u64::from(at) * GRANULE_BYTES;
@@ -195,7 +199,12 @@ impl Target<'_> {
     fn claim(&self, range: GranuleRange) -> Result<(), LayerError> {
         {
             let own = self.file.ownership.read();
-            if own.private || own.present.contains_all(range) {
+            let owned = if own.private {
+                !own.borrowed.touches(range)
+            } else {
+                own.present.contains_all(range)
+            };
+            if owned {
                 return Ok(());
             }
         }
@@ -220,13 +229,16 @@ impl Target<'_> {
         self.catch_up()?;
         let old_size = self.file.size();
         let host = self.host()?;
-        let shared = !self.file.ownership.read().private;
+        let (private, logged) = {
+            let own = self.file.ownership.read();
+            (own.private, !own.private || !own.borrowed.is_empty())
+        };
         let end = granules_spanned(size);
         let mut delta = LayoutDelta::unchanged(self.file.ino);
-        if shared && size < old_size {
+        if logged && size < old_size {
             delta.cut = end;
-            delta.floor = end;
-            delta.private = size == 0;
+            delta.floor = if private { Granule::MAX } else { end };
+            delta.private = private || size == 0;
             if !size.is_multiple_of(GRANULE_BYTES) && self.shows_lower(end - 1) {
                 // The rest of the last granule must read as zeros when the file grows again.
                 let last = GranuleRange { start: end - 1, end };
@@ -237,7 +249,7 @@ impl Target<'_> {
         host.set_len(size).map_err(self.host_error("truncating"))?;
         self.file.mark_dirty(&host);
         crash_point(Point::CutDone);
-        if shared
+        if logged
             && size < old_size
             && let Err(error) = self.record(&delta)
         {
@@ -270,6 +282,47 @@ impl Target<'_> {
         }
         crash_point(Point::TakenOver);
         self.record(&LayoutDelta { private: true, ..LayoutDelta::unchanged(self.file.ino) })
+    }
+
+    /// Shows `runs` of finalized layers as granules of this private file, which must be whole ones;
+    /// the file then has at least `size` bytes. Takes no space, and copies nothing.
+    pub fn borrow(&self, runs: Vec<OwnedRun>, size: u64) -> Result<(), LayerError> {
+        let exclusive = self.file.writers.write();
+        self.catch_up()?;
+        let outcome = self.try_borrow(runs, size);
+        drop(exclusive);
+        if outcome.is_err() {
+            self.undo_growth();
+        }
+        outcome
+    }
+
+    /// Makes the file at least `size` bytes long; what is added reads as zeros.
+    pub fn grow(&self, size: u64) -> Result<(), LayerError> {
+        let _exclusive = self.file.writers.write();
+        self.catch_up()?;
+        self.grow_host(size)?;
+        let mut own = self.file.ownership.write();
+        own.size = own.size.max(size);
+        Ok(())
+    }
+
+    fn grow_host(&self, size: u64) -> Result<(), LayerError> {
+        if size > self.file.size() {
+            let host = self.host()?;
+            host.set_len(size).map_err(self.host_error("growing"))?;
+            self.file.mark_dirty(&host);
+        }
+        Ok(())
+    }
+
+    fn try_borrow(&self, runs: Vec<OwnedRun>, size: u64) -> Result<(), LayerError> {
+        self.grow_host(size)?;
+        let unchanged = LayoutDelta::unchanged(self.file.ino);
+        self.record(&LayoutDelta { private: true, borrowed: runs, ..unchanged })?;
+        let mut own = self.file.ownership.write();
+        own.size = own.size.max(size);
+        Ok(())
     }
 
     /// Makes `offset..offset + len` read as zeros; the size does not change.

@@ -194,6 +194,10 @@ fn act() -> impl Strategy<Value = Act> {
         10 => (path(), offset()).prop_map(|(p, s)| Act::Truncate(p, s)),
         9 => (path(), allocate(), span()).prop_map(|(p, m, s)| Act::Allocate(p, m, s)),
         5 => (path(), span(), path(), offset()).prop_map(|(a, s, b, o)| Act::Copy(a, s, b, o)),
+        // Whole granules, which are shared where the target is a file of this branch alone.
+        4 => (path(), path(), 0u64..4, 0u64..4, 1u64..12).prop_map(|(a, b, from, to, len)| {
+            Act::Copy(a, Span { offset: from * 4096, len: len * 4096 }, b, to * 4096)
+        }),
         5 => (path(), span(), 1u8..).prop_map(|(p, s, b)| Act::Map(p, s, b)),
         4 => odd_path().prop_map(Act::Unlink),
         1 => dir().prop_map(Act::Rmdir),

@@ -2,12 +2,12 @@
 
 use crate::format::bytes::{Append, Reader};
 use crate::format::error::FormatError;
-use crate::format::id::{Granule, Ino};
+use crate::format::id::{Granule, Ino, LayerId};
 use crate::format::inode::{DirentTarget, InodeRecord};
 use crate::format::inode_codec::{
     decode_core, decode_extra, decode_target, encode_core, encode_extra, encode_target,
 };
-use crate::format::layout::{GranuleRange, LayoutDelta};
+use crate::format::layout::{GranuleRange, LayoutDelta, OwnedRun, runs_are_sound};
 use crate::format::name_hash::name_is_valid;
 
 const TAG_INODE: u8 = 1;
@@ -17,7 +17,9 @@ const TAG_LAYOUT: u8 = 4;
 const TAG_NEXT_INO: u8 = 5;
 
 const LAYOUT_PRIVATE: u8 = 1;
+const LAYOUT_BORROWS: u8 = 2;
 const RANGE_BYTES: usize = 8;
+const RUN_BYTES: usize = 28;
 
 /// A resulting state (not a step), so that replaying a record twice is harmless.
 ///
@@ -26,7 +28,7 @@ const RANGE_BYTES: usize = 8;
 /// | 1 | `Inode` | core (96 bytes) and extras, see `inode_codec.rs` |
 /// | 2 | `Forget` | ino u64 |
 /// | 3 | `Dirent` | dir u64, ino u64, kind u8, name length u8, name; ino 0 and kind 0: whiteout |
-/// | 4 | `Layout` | ino u64, floor u32, cut u32, private u8, count u32, per range: start u32, end u32 |
+/// | 4 | `Layout` | ino u64, floor u32, cut u32, flags u8 (1 private, 2 borrows), count u32, per range: start u32, end u32; if it borrows: count u32, per run: start u32, length u32, layer u64, file u64, source u32 |
 /// | 5 | `NextIno` | ino u64 |
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Record {
@@ -132,7 +134,9 @@ fn encode_layout(delta: &LayoutDelta, out: &mut Vec<u8>) {
     out.put_u64(delta.ino.0);
     out.put_u32(delta.floor);
     out.put_u32(delta.cut);
-    out.put_u8(if delta.private { LAYOUT_PRIVATE } else { 0 });
+    let borrows = !delta.borrowed.is_empty();
+    let private = if delta.private { LAYOUT_PRIVATE } else { 0 };
+    out.put_u8(private | if borrows { LAYOUT_BORROWS } else { 0 });
     out.put_u32(u32::try_from(delta.added.len()).expect("disjoint ranges of u32 granules"));
     let mut free_from: Granule = 0;
     for range in &delta.added {
@@ -144,16 +148,26 @@ fn encode_layout(delta: &LayoutDelta, out: &mut Vec<u8>) {
         out.put_u32(range.start);
         out.put_u32(range.end);
     }
+    if borrows {
+        out.put_u32(u32::try_from(delta.borrowed.len()).expect("disjoint runs of u32 granules"));
+    }
+    for run in &delta.borrowed {
+        out.put_u32(run.start);
+        out.put_u32(run.len);
+        out.put_u64(run.layer.0);
+        out.put_u64(run.file.0);
+        out.put_u32(run.source);
+    }
 }
 
 fn decode_layout(reader: &mut Reader<'_>) -> Result<Record, FormatError> {
     let ino = Ino(reader.u64()?);
     let (floor, cut) = (reader.u32()?, reader.u32()?);
-    let private = match reader.u8()? {
-        0 => false,
-        LAYOUT_PRIVATE => true,
-        _ => return Err(reader.corrupt("layout flags")),
-    };
+    let flags = reader.u8()?;
+    if flags & !(LAYOUT_PRIVATE | LAYOUT_BORROWS) != 0 {
+        return Err(reader.corrupt("layout flags"));
+    }
+    let private = flags & LAYOUT_PRIVATE != 0;
     let count = reader.count(RANGE_BYTES)?;
     let mut added = Vec::with_capacity(count);
     let mut free_from: Granule = 0;
@@ -165,5 +179,17 @@ fn decode_layout(reader: &mut Reader<'_>) -> Result<Record, FormatError> {
         free_from = end;
         added.push(GranuleRange { start, end });
     }
-    Ok(Record::Layout(LayoutDelta { ino, private, floor, cut, added }))
+    let borrowed = if flags & LAYOUT_BORROWS != 0 { decode_runs(reader)? } else { Vec::new() };
+    Ok(Record::Layout(LayoutDelta { ino, private, floor, cut, added, borrowed }))
+}
+
+fn decode_runs(reader: &mut Reader<'_>) -> Result<Vec<OwnedRun>, FormatError> {
+    let count = reader.count(RUN_BYTES)?;
+    let mut runs = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (start, len) = (reader.u32()?, reader.u32()?);
+        let (layer, file) = (LayerId(reader.u64()?), Ino(reader.u64()?));
+        runs.push(OwnedRun { start, len, layer, file, source: reader.u32()? });
+    }
+    if runs_are_sound(&runs) { Ok(runs) } else { Err(reader.corrupt("borrowed runs")) }
 }

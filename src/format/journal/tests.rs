@@ -139,7 +139,7 @@ fn every_bit_of_a_header_counts() {
 fn a_future_header_is_refused_by_its_version() {
     let header = LogHeader { kind: LogKind::Journal, layer: LayerId(7), boot_id: [0; 16] };
     let mut bytes = header.encode();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let error = LogHeader::decode(&bytes).unwrap_err();
     assert!(matches!(error, FormatError::UnknownVersion { found: 3, supported: 2, .. }));
     assert!(matches!(LogHeader::decode(&[0; 64]), Err(FormatError::BadMagic { .. })));
