@@ -290,7 +290,7 @@ fn gc_clears_the_run_files_of_deleted_branches_only() {
     let store = place.store();
     let id = store.catalog.require_branch(&"main".parse().unwrap()).unwrap().id;
     let run = |name: &str| store.run_dir().join(name);
-    for suffix in ["lock", "sock", "json"] {
+    for suffix in ["lock", "sock", "json", "log"] {
         fs::write(run(&format!("{id}.{suffix}")), "").unwrap();
         fs::write(run(&format!("900.{suffix}")), "").unwrap();
         fs::write(run(&format!("901.{suffix}")), "").unwrap();
@@ -298,7 +298,7 @@ fn gc_clears_the_run_files_of_deleted_branches_only() {
     // A child in the middle of its fork: a lock and no row yet.
     let reserved = store.lock_branch(cowfs::format::BranchId(901)).unwrap();
     place.does(&["gc"]);
-    for suffix in ["lock", "sock", "json"] {
+    for suffix in ["lock", "sock", "json", "log"] {
         assert!(run(&format!("{id}.{suffix}")).exists());
         assert!(!run(&format!("900.{suffix}")).exists());
         assert!(run(&format!("901.{suffix}")).exists());

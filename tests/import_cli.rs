@@ -136,14 +136,14 @@ fn json_and_text_on_stdout() {
     std::os::unix::fs::symlink("/etc", place.path("tree/out")).unwrap();
     let output = place.run(&["tree", "--as", "a", "--any", "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(json["branch"]["name"], "a");
+    assert_eq!(json["branch"], "a");
     assert_eq!(json["counts"]["files"], 1);
     assert_eq!(json["counts"]["bytes"], 8);
     assert_eq!(json["notes"][0]["kind"], "outside_link_kept");
     assert!(output.stderr.is_empty(), "progress without a terminal");
     let output = place.run(&["--adopt", "tree", "--as", "b", "--any"]);
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("as branch b: 1 files, 1 directories"), "{text}");
+    assert!(text.contains("as branch b: 1 file, 1 directory"), "{text}");
     assert!(text.contains("warning: out leads out of the branch, to /etc"), "{text}");
     assert!(text.contains("nobody may change it"), "{text}");
 }

@@ -19,7 +19,7 @@ use crate::layer::open::OpenLayer;
 use crate::layer::replay;
 
 /// How long a fork took, by part.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug)]
 pub struct ForkReport {
     /// The new branch.
     pub child: BranchRow,

@@ -10,7 +10,7 @@ use super::{BranchName, Catalog, CatalogError, LayerState, now_ms};
 use crate::format::{BranchId, LayerId};
 
 /// A branch as the catalog has it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BranchRow {
     /// Never reused.
     pub id: BranchId,

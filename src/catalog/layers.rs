@@ -13,7 +13,7 @@ use super::branches::{self, BranchRow, NewBranch};
 use super::error::{Damage, is_conflict};
 use super::oplog::{self, Actor};
 use super::{Catalog, CatalogError, now_ms};
-use crate::format::{BranchId, LayerId};
+use crate::format::{BranchId, LayerId, counted};
 
 /// What may happen to a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -294,7 +294,7 @@ impl Catalog {
                 delete.execute([row.id.0])?;
             }
             if !doomed.is_empty() {
-                let detail = format!("removed {} layers", doomed.len());
+                let detail = format!("removed {}", counted(doomed.len(), "layer"));
                 oplog::record(transaction, Actor::process("gc"), None, &detail)?;
             }
             Ok(doomed.len())

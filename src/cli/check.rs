@@ -7,6 +7,7 @@ use super::{failure, output};
 use crate::branch::checksums::add_checksums;
 use crate::catalog::{BranchName, Store};
 use crate::check::{self, Finding, Options, Report, mend};
+use crate::format::counted;
 use crate::serve::Failure;
 
 /// Branches that a finding names; more are counted.
@@ -115,14 +116,17 @@ fn text(args: &CheckArgs, report: &Report, mended: &[&std::path::Path], left: us
     let verdict = match (left, mended.len()) {
         (0, 0) => "sound".to_owned(),
         (0, n) => format!("sound; {n} mended"),
-        (n, _) => format!("DAMAGED: {n} findings"),
+        (n, _) => format!("DAMAGED: {}", counted(n, "finding")),
     };
     let Report { branches, layers, data_files, names, .. } = report;
     let _ = writeln!(
         text,
-        "{verdict}; {branches} branches, {layers} layers, {data_files} data files, \
-         {names} names checked; {} layers for gc",
-        report.unreachable_layers
+        "{verdict}; {}, {}, {}, {} checked; {} for gc",
+        counted(*branches, "branch"),
+        counted(*layers, "layer"),
+        counted(*data_files, "data file"),
+        counted(*names, "name"),
+        counted(report.unreachable_layers, "layer")
     );
     if args.read_data {
         let _ = writeln!(
@@ -136,9 +140,14 @@ fn text(args: &CheckArgs, report: &Report, mended: &[&std::path::Path], left: us
         - report.leftovers.iter().filter(|f| mended.contains(&f.path.as_path())).count();
     if leftovers > 0 {
         let leaked = output::bytes(report.leaked_bytes);
-        let _ = writeln!(text, "{leftovers} superfluous files ({leaked}); --repair removes them");
+        let (files, them) = (counted(leftovers, "superfluous file"), pronoun(leftovers));
+        let _ = writeln!(text, "{files} ({leaked}); --repair removes {them}");
     }
     text
+}
+
+fn pronoun(count: usize) -> &'static str {
+    if count == 1 { "it" } else { "them" }
 }
 
 fn sentence(finding: &Finding, mended: &[&std::path::Path]) -> String {

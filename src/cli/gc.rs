@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{failure, output};
 use crate::catalog::{CatalogError, FileLock, LayerRow, LayerState, LockError, Store, reserve};
-use crate::format::{BranchId, LayerId};
+use crate::format::{BranchId, LayerId, counted};
 use crate::io::crash::{Point, crash_point};
 use crate::postgres::instance::Files;
 use crate::serve::Failure;
@@ -20,11 +20,13 @@ const DOOMED: &str = ".gone";
 
 /// Arguments of `cowfs gc`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Safe at any time, also beside mounted branches, forks and imports.
+#[command(
+    after_help = "Safe at any time, also beside mounted branches, forks and imports. With -q nothing is printed but errors.
 
 Examples:
   cowfs gc --dry-run
-  cowfs gc")]
+  cowfs gc -q"
+)]
 pub(super) struct GcArgs {
     /// Only say what would be freed
     #[arg(long)]
@@ -50,7 +52,8 @@ struct Report {
     bytes: u64,
 }
 
-pub(super) fn run(args: &GcArgs, store: &Store) -> Result<u8, Failure> {
+/// With `quiet` nothing is said but errors, and the JSON that was asked for.
+pub(super) fn run(args: &GcArgs, store: &Store, quiet: bool) -> Result<u8, Failure> {
     let mut report = Report { dry_run: args.dry_run, ..Report::default() };
     let turn = if args.dry_run { None } else { Some(take_turn(store)?) };
     if turn.is_some() {
@@ -69,7 +72,7 @@ pub(super) fn run(args: &GcArgs, store: &Store) -> Result<u8, Failure> {
     }
     if args.json {
         output::print_json(&report)?;
-    } else {
+    } else if !quiet {
         output::print(&sentence(&report));
     }
     Ok(0)
@@ -77,17 +80,14 @@ pub(super) fn run(args: &GcArgs, store: &Store) -> Result<u8, Failure> {
 
 fn sentence(report: &Report) -> String {
     let verb = if report.dry_run { "Would free" } else { "Freed" };
-    let count = |n: usize, one: &str, many: &str| {
-        if n == 1 { format!("1 {one}") } else { format!("{n} {many}") }
-    };
     let mut text = format!(
         "{verb} {} in {} and {}\n",
         output::bytes(report.bytes),
-        count(report.layers, "layer", "layers"),
-        count(report.leftovers, "leftover", "leftovers"),
+        counted(report.layers, "layer"),
+        counted(report.leftovers, "leftover"),
     );
     if report.young_leftovers > 0 {
-        text.push_str(&count(report.young_leftovers, "leftover", "leftovers"));
+        text.push_str(&counted(report.young_leftovers, "leftover"));
         text.push_str(" younger than ten minutes kept: a running command may need it\n");
     }
     text
@@ -289,7 +289,7 @@ fn remove_run_files(store: &Store) -> Result<(), CatalogError> {
         if store.catalog.branch_by_id(id)?.is_some() {
             continue;
         }
-        for suffix in ["sock", "json", "json.new"] {
+        for suffix in ["sock", "json", "json.new", "log", "log.old"] {
             let _ = std::fs::remove_file(store.run_dir().join(format!("{id}.{suffix}")));
         }
         Files::new(store.run_dir(), id.0).remove_all();

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output;
 use crate::catalog::{BranchName, Store};
+use crate::format::counted;
 use crate::import::{self, ImportError, ImportReport, ImportRequest, Observer};
 
 /// Make a branch from an existing data directory
@@ -17,6 +18,7 @@ use crate::import::{self, ImportError, ImportReport, ImportRequest, Observer};
 /// into the branch, which is self-contained. The source is never changed.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "help texts are not Markdown")]
+#[command(group = clap::ArgGroup::new("source").required(true))]
 #[command(after_help = "Examples:
   cowfs import /var/lib/postgresql/15/main --as main
   cowfs import --adopt /backup/main --as main
@@ -24,17 +26,17 @@ use crate::import::{self, ImportError, ImportReport, ImportRequest, Observer};
   cowfs import --from-server postgresql://replicator@db.example/ --standby --as main")]
 pub struct ImportArgs {
     /// Data directory to copy
-    #[arg(value_name = "PGDATA", required_unless_present_any = ["adopt", "from_server"],
-          conflicts_with_all = ["adopt", "from_server"])]
+    #[arg(value_name = "PGDATA", group = "source")]
     pub pgdata: Option<PathBuf>,
     /// Name of the new branch
     #[arg(long = "as", value_name = "BRANCH")]
     pub branch: BranchName,
     /// Make DIR itself the base, without a copy; nobody may change it any more
-    #[arg(long, value_name = "DIR", conflicts_with = "from_server")]
+    #[arg(long, value_name = "DIR", group = "source")]
     pub adopt: Option<PathBuf>,
     /// Take a base backup of this running server (a URL or connection string)
-    #[arg(long, value_name = "URL", conflicts_with_all = ["allow_crashed", "any", "jobs"])]
+    #[arg(long, value_name = "URL", group = "source",
+          conflicts_with_all = ["allow_crashed", "any", "jobs"])]
     pub from_server: Option<String>,
     /// Have the branch follow that server by streaming replication; its forks are promoted
     #[arg(long, requires = "from_server")]
@@ -105,20 +107,20 @@ fn describe(report: &ImportReport) -> String {
     let verb = if report.adopted { "Adopted" } else { "Imported" };
     let _ = writeln!(
         text,
-        "{verb} {} as branch {}: {} files, {} directories, {}{}",
+        "{verb} {} as branch {}: {}, {}, {}{}",
         report.source.display(),
         report.branch.name,
-        counts.files,
-        counts.directories,
+        counted(counts.files, "file"),
+        counted(counts.directories, "directory"),
         output::bytes(counts.bytes),
         postgres(report),
     );
     if report.copied.shared_files > 0 {
-        let _ = writeln!(
-            text,
-            "{} files share their blocks with the source (reflink)",
-            report.copied.shared_files
-        );
+        let (files, share) = match report.copied.shared_files {
+            1 => ("1 file".to_owned(), "shares its"),
+            many => (counted(many, "file"), "share their"),
+        };
+        let _ = writeln!(text, "{files} {share} blocks with the source (reflink)");
     }
     if report.adopted {
         let _ = writeln!(
@@ -158,7 +160,7 @@ impl Progress {
 impl Observer for Progress {
     fn planned(&self, files: u64, bytes: u64) {
         self.bar.set_length(bytes);
-        self.bar.set_message(format!("{files} files"));
+        self.bar.set_message(counted(files, "file"));
         if std::io::stderr().is_terminal() {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }

@@ -28,6 +28,9 @@ use clap::{Parser, Subcommand};
 use crate::catalog::{Store, default_store_dir, reserve};
 use crate::serve::Failure;
 
+/// Names the store; counts as unset when it is empty.
+const STORE_VARIABLE: &str = "COWFS_STORE";
+
 /// Fork a running Postgres data directory in constant time.
 ///
 /// A branch mounts as an ordinary directory; a fork of it shares every page until one of the two
@@ -42,8 +45,10 @@ use crate::serve::Failure;
   cowfs psql experiment
   cowfs try main -- ./migrate up")]
 pub struct Cli {
-    /// Directory of the store [default: /var/lib/cowfs for root, else below the user's data directory]
-    #[arg(long, global = true, env = "COWFS_STORE", value_name = "DIR", display_order = 900)]
+    /// Directory of the store [default: COWFS_STORE, else /var/lib/cowfs for root, else below the
+    /// user's data directory]
+    // Not with clap's `env`: usage lines would show the option as if it were required.
+    #[arg(long, global = true, value_name = "DIR", display_order = 900)]
     store: Option<PathBuf>,
     /// Log more (-v: information, -vv: debugging)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 901)]
@@ -150,7 +155,8 @@ fn command_line() -> String {
 
 impl Cli {
     fn store_dir(&self) -> PathBuf {
-        self.store.clone().unwrap_or_else(default_store_dir)
+        let named = || std::env::var_os(STORE_VARIABLE).filter(|dir| !dir.is_empty());
+        self.store.clone().or_else(|| named().map(PathBuf::from)).unwrap_or_else(default_store_dir)
     }
 
     fn open_store(&self) -> Result<Store, Failure> {
@@ -194,7 +200,7 @@ impl Cli {
             Command::Unmount(args) => unmount::run(args, &self.open_store()?),
             Command::Status(args) => status::run(args, &self.open_store()?),
             Command::Metrics(args) => metrics::run(args, &self.open_store()?),
-            Command::Gc(args) => self.with_room(|| gc::run(args, &self.open_store()?)),
+            Command::Gc(args) => self.with_room(|| gc::run(args, &self.open_store()?, self.quiet)),
             Command::Start(args) => postgres::start::run(args, &self.open_store()?),
             Command::Stop(args) => postgres::stop::run(args, &self.open_store()?),
             Command::Restart(args) => postgres::restart::run(args, &self.open_store()?),

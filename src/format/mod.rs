@@ -6,6 +6,7 @@
 #![deny(clippy::indexing_slicing)]
 
 mod bytes;
+mod counted;
 pub mod error;
 pub mod id;
 pub mod index;
@@ -19,6 +20,7 @@ pub mod name_hash;
 mod samples;
 pub mod sums;
 
+pub use counted::counted;
 pub use error::FormatError;
 pub use id::{BranchId, GRANULE_BYTES, Granule, Ino, LayerId};
 pub use index::{DirEntryRef, Index, IndexBuilder, IndexBytes, IndexCounts, IndexMeta};

@@ -81,7 +81,8 @@ pub trait Observer: Sync {
 /// What an import did.
 #[derive(Debug, serde::Serialize)]
 pub struct ImportReport {
-    /// The new branch.
+    /// The new branch; in JSON its name.
+    #[serde(serialize_with = "note::name_only")]
     pub branch: BranchRow,
     /// The directory, as the system names it.
     #[serde(serialize_with = "note::lossy")]

@@ -3,11 +3,18 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::catalog::BranchRow;
+use crate::format::counted;
 use crate::postgres::DbState;
 
 /// Writes a path as text; bytes that are not UTF-8 become replacement characters.
 pub(super) fn lossy<S: serde::Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
     out.collect_str(&path.display())
+}
+
+/// Writes the name of a branch, as every other command does.
+pub(super) fn name_only<S: serde::Serializer>(row: &BranchRow, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_str(row.name.as_str())
 }
 
 /// Something worth a line on the terminal.
@@ -172,7 +179,8 @@ impl fmt::Display for Note {
             }
             Note::AttributesIgnored { files, first } => write!(
                 f,
-                "extended attributes or access control lists of {files} files were left out (first: {})",
+                "extended attributes or access control lists of {} were left out (first: {})",
+                counted(*files, "file"),
                 first.display()
             ),
             Note::NotShutDown { state } => write!(
