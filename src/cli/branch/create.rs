@@ -39,8 +39,11 @@ pub(in crate::cli) struct CreateArgs {
 #[derive(serde::Serialize)]
 struct Created<'a> {
     branch: &'a BranchName,
-    parent: Option<&'a BranchName>,
+    /// The branch that it is a fork of, also where another one was asked for.
+    parent: Option<BranchName>,
     created: bool,
+    /// How a branch that exists already is not what was asked for; none if it is.
+    differs: Option<String>,
     /// Microseconds that changes in the parent were held up; 0 for a parent that is not mounted.
     gate_us: u64,
     /// Microseconds of the fork itself.
@@ -52,8 +55,9 @@ pub(super) fn run(args: &CreateArgs, store: Store) -> Result<u8, Failure> {
     let by = Requester { uid: nix::unistd::getuid().as_raw(), command: command_line() };
     let mut created = Created {
         branch: &args.name,
-        parent: args.from.as_ref(),
+        parent: args.from.clone(),
         created: true,
+        differs: None,
         gate_us: 0,
         fork_us: 0,
     };
@@ -67,8 +71,14 @@ pub(super) fn run(args: &CreateArgs, store: Store) -> Result<u8, Failure> {
         Ok((gate_us, fork_us)) => (created.gate_us, created.fork_us) = (gate_us, fork_us),
         Err(failure) if args.if_not_exists && failure.kind == "branch_exists" => {
             created.created = false;
+            let row = require(&store, &args.name)?;
+            created.parent = existing_parent(&store, &row)?;
+            created.differs = difference(&row, created.parent.as_ref(), args.from.as_ref());
         }
         Err(failure) => return Err(failure),
+    }
+    if let Some(differs) = &created.differs {
+        eprintln!("Note: branch {} exists already; {differs}", args.name);
     }
     if args.json {
         output::print_json(&created)?;
@@ -78,9 +88,40 @@ pub(super) fn run(args: &CreateArgs, store: Store) -> Result<u8, Failure> {
     Ok(0)
 }
 
+fn existing_parent(store: &Store, row: &BranchRow) -> Result<Option<BranchName>, Failure> {
+    let Some(id) = row.parent else { return Ok(None) };
+    let parent = store.catalog.branch_by_id(id).map_err(|error| failure::of_catalog(&error))?;
+    Ok(parent.map(|row| row.name))
+}
+
+/// In which way the branch of `row`, a fork of `parent`, is not the fork of `wanted` (or the empty
+/// branch) that was asked for.
+fn difference(
+    row: &BranchRow,
+    parent: Option<&BranchName>,
+    wanted: Option<&BranchName>,
+) -> Option<String> {
+    let empty = parent.is_none() && row.origin == "empty";
+    if parent == wanted && (parent.is_some() || empty) {
+        return None;
+    }
+    let (is, fork) = match (parent, row.origin.split_once(':')) {
+        (Some(parent), _) => (format!("a fork of {parent}"), true),
+        (None, Some(("fork", gone))) => (format!("a fork of {gone}, which was deleted"), true),
+        (None, Some((_, source))) => (format!("an import of {source}"), false),
+        (None, None) => ("a branch that began empty".to_owned(), false),
+    };
+    let wanted = match (wanted, fork) {
+        (Some(wanted), true) => format!("of {wanted}"),
+        (Some(wanted), false) => format!("a fork of {wanted}"),
+        (None, _) => "one that began empty".to_owned(),
+    };
+    Some(format!("it is {is}, not {wanted}"))
+}
+
 fn sentence(created: &Created<'_>) -> String {
     let name = created.branch;
-    match (created.created, created.parent) {
+    match (created.created, &created.parent) {
         (false, _) => format!("Branch {name} exists already\n"),
         (true, None) => format!("Created branch {name}, empty\n"),
         (true, Some(parent)) => {
@@ -145,5 +186,41 @@ fn ask_server(
     match control::request(store, row.id, &request, FORK_TIMEOUT)? {
         Response::Forked { gate_us, total_us, .. } => Ok((gate_us, total_us)),
         _ => Err(ControlError::NotServed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::format::{BranchId, LayerId};
+
+    #[test]
+    fn what_an_existing_branch_is_instead() {
+        let row = |origin: &str| BranchRow {
+            id: BranchId(2),
+            name: "x".parse().unwrap(),
+            parent: None,
+            head: LayerId(9),
+            created_ms: 0,
+            created_by: 0,
+            hygiene_pending: false,
+            origin: origin.to_owned(),
+        };
+        let names: [BranchName; 2] = ["p".parse().unwrap(), "q".parse().unwrap()];
+        let (p, q) = (Some(&names[0]), Some(&names[1]));
+        let said = |origin, parent, wanted| difference(&row(origin), parent, wanted);
+        assert_eq!(said("fork:q", q, q), None);
+        assert_eq!(said("empty", None, None), None);
+        for (origin, parent, wanted, text) in [
+            ("fork:q", q, p, "it is a fork of q, not of p"),
+            ("fork:q", q, None, "it is a fork of q, not one that began empty"),
+            ("fork:q", None, p, "it is a fork of q, which was deleted, not of p"),
+            ("empty", None, p, "it is a branch that began empty, not a fork of p"),
+            ("import:/x", None, p, "it is an import of /x, not a fork of p"),
+            ("adopt:/x", None, None, "it is an import of /x, not one that began empty"),
+        ] {
+            assert_eq!(said(origin, parent, wanted).as_deref(), Some(text));
+        }
     }
 }
