@@ -8,14 +8,26 @@ use super::output;
 use crate::catalog::{BranchName, Store};
 use crate::serve::error::ServeError;
 use crate::serve::lifecycle;
-use crate::serve::options::MountOptions;
+use crate::serve::options::{self, MountOptions};
 use crate::serve::probe;
 use crate::serve::protocol::Failure;
 use crate::serve::readiness::Ready;
 use crate::serve::server::{self, MountRequest};
 
+fn after_help() -> String {
+    format!(
+        "Mount options:\n{}
+Examples:
+  cowfs mount main /srv/main
+  cowfs mount main /srv/main --read-only
+  cowfs mount main /srv/main -o xattr,noexec",
+        options::explained()
+    )
+}
+
 /// Arguments of `cowfs mount`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = after_help())]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct MountArgs {
     /// Branch to mount
@@ -28,7 +40,7 @@ pub struct MountArgs {
     /// Mount read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Mount options, separated by commas: ro, xattr, writethrough, realtime, noexec, dev, suid
+    /// Mount options, separated by commas; listed below
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// How long to wait until the mount answers

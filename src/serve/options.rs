@@ -9,6 +9,33 @@ const KERNEL_OPTIONS: [&str; 8] =
 /// Options that say what is so anyway.
 const ALWAYS_ON: [&str; 4] = ["async", "default_permissions", "defaults", "noatime"];
 
+/// The options and what they do, for people; every one that [`MountOptions::parse`] takes.
+const EXPLAINED: [(&str, &str); 10] = [
+    ("ro, rw", "read-only or not (rw)"),
+    ("xattr", "keep extended attributes (user.*); costs a round trip on every write"),
+    ("writethrough", "no write-back cache: a full disk is said by the write itself; slower writes"),
+    ("realtime", "serve by real-time threads, where that is permitted"),
+    ("allow_other", "let other users in; root has it anyway, others need it in /etc/fuse.conf"),
+    ("dev, nodev", "device nodes work or not; to the kernel"),
+    ("suid, nosuid", "set-user-id bits work or not; to the kernel"),
+    ("exec, noexec", "programs can be run or not; to the kernel"),
+    ("sync, dirsync", "every change, or every change of names, is synchronous; to the kernel"),
+    ("async, default_permissions, defaults, noatime", "accepted; so it is anyway"),
+];
+
+fn known() -> impl Iterator<Item = &'static str> {
+    EXPLAINED.iter().flat_map(|(names, _)| names.split(", "))
+}
+
+/// All options with what they do, for a help text.
+pub fn explained() -> String {
+    let lines = EXPLAINED.iter().map(|(names, effect)| match names.len() {
+        0..=14 => format!("  {names:14}  {effect}\n"),
+        _ => format!("  {names}\n  {:14}  {effect}\n", ""),
+    });
+    lines.collect()
+}
+
 /// A mount option that is not known.
 #[derive(Debug, thiserror::Error)]
 #[error("unknown mount option {option:?}")]
@@ -20,10 +47,7 @@ pub struct OptionError {
 impl OptionError {
     /// What to do about it.
     pub fn hint(&self) -> String {
-        format!(
-            "known are ro, rw, xattr, writethrough, realtime, allow_other, {}",
-            KERNEL_OPTIONS.join(", ")
-        )
+        format!("known are {}", known().collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -108,6 +132,21 @@ mod tests {
         let error = MountOptions::parse(&["noatime,turbo=9"]).unwrap_err();
         assert_eq!(error.to_string(), "unknown mount option \"turbo=9\"");
         assert!(error.hint().contains("xattr"));
+    }
+
+    #[test]
+    fn what_is_explained_is_what_is_known() {
+        for option in known() {
+            MountOptions::parse(&[option]).unwrap();
+        }
+        for option in KERNEL_OPTIONS.iter().chain(&ALWAYS_ON) {
+            assert!(known().any(|name| name == *option), "{option}");
+        }
+        let help = explained();
+        let hint = OptionError { option: String::new() }.hint();
+        for option in known() {
+            assert!(help.contains(option) && hint.contains(option), "{option}");
+        }
     }
 
     #[test]
