@@ -10,7 +10,9 @@ use crate::catalog::{BranchName, Store};
 use crate::format::index::Index;
 use crate::format::journal::{FrameReader, LogHeader, Record, Tail};
 use crate::format::sums::Sums;
-use crate::format::{DirentTarget, FileLayout, FormatError, InodeRecord, LayerId, OwnedRun};
+use crate::format::{
+    DirentTarget, FileLayout, FormatError, InodeRecord, LayerId, OwnedRun, Timestamp,
+};
 use crate::io::sys;
 use crate::serve::Failure;
 
@@ -175,12 +177,18 @@ fn dump_name(dir: u64, name: &[u8], target: DirentTarget, out: &mut Printer<'_>)
     }
 }
 
+/// As everywhere, and to the nanosecond.
+fn time(time: Timestamp) -> String {
+    jiff::Timestamp::new(time.secs, time.nanos.cast_signed())
+        .map_or_else(|_| format!("{}.{:09}", time.secs, time.nanos), |time| format!("{time:.9}"))
+}
+
 fn inode_fields(inode: &InodeRecord) -> Value {
     let mut fields = json!({
         "ino": inode.ino.0, "kind": format!("{:?}", inode.kind).to_lowercase(),
         "mode": format!("{:04o}", inode.perm), "uid": inode.uid, "gid": inode.gid,
         "nlink": inode.nlink, "size": inode.size,
-        "mtime": format!("{}.{:09}", inode.mtime.secs, inode.mtime.nanos),
+        "mtime": time(inode.mtime),
     });
     let Some(object) = fields.as_object_mut() else { return fields };
     if inode.parent.0 != 0 {

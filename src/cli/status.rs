@@ -5,9 +5,14 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
+mod shown;
+
+use shown::{Shown, Sizes};
+
 use super::mount::parse_duration;
-use super::output;
+use super::{failure, output};
 use crate::catalog::{BranchName, CatalogError, Store};
+use crate::format::counted;
 use crate::serve::error::ServeError;
 use crate::serve::protocol::{Failure, ServerStatus};
 use crate::serve::status::{self, BranchStatus, State};
@@ -33,8 +38,10 @@ pub struct StatusArgs {
 pub fn run(args: &StatusArgs, store: &Store) -> Result<u8, Failure> {
     let terminal = std::io::stdout().is_terminal();
     let clear = if terminal && args.watch.is_some() { CLEAR_SCREEN } else { "" };
+    let mut sizes = Sizes::default();
     loop {
-        let printed = output::try_print(&format!("{clear}{}", look(args, store)?));
+        let text = look(args, store, &mut sizes)?;
+        let printed = output::try_print(&format!("{clear}{text}"));
         match args.watch {
             // A reader that has seen enough is no failure.
             Some(interval) if printed => std::thread::sleep(interval),
@@ -43,13 +50,22 @@ pub fn run(args: &StatusArgs, store: &Store) -> Result<u8, Failure> {
     }
 }
 
-fn look(args: &StatusArgs, store: &Store) -> Result<String, Failure> {
+fn look(args: &StatusArgs, store: &Store, sizes: &mut Sizes) -> Result<String, Failure> {
+    let catalog = |error: CatalogError| failure::of_catalog(&error);
     if let Some(name) = &args.branch {
         let status = find(store, name).map_err(|error| error.to_failure())?;
-        if args.json { json(&status) } else { Ok(details(&status)) }
+        let shown = sizes.add_to(status, store).map_err(catalog)?;
+        if args.json { json(&shown.for_json()) } else { Ok(details(&shown)) }
     } else {
         let found = status::all(store).map_err(|error| error.to_failure())?;
-        if args.json { json(&found) } else { Ok(table(&found)) }
+        let shown: Result<Vec<_>, _> =
+            found.into_iter().map(|status| sizes.add_to(status, store)).collect();
+        let shown = shown.map_err(catalog)?;
+        if args.json {
+            json(&shown.iter().map(Shown::for_json).collect::<Vec<_>>())
+        } else {
+            Ok(table(&shown))
+        }
     }
 }
 
@@ -66,13 +82,14 @@ fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
     }
 }
 
+/// The state as `--json` has it, and what it means.
 fn state_words(state: State) -> &'static str {
     match state {
         State::Mounted => "mounted",
-        State::Detached => "detached, in use",
-        State::Silent => "does not answer",
-        State::Busy => "starting, ending or being changed",
-        State::Dead => "server was killed",
+        State::Detached => "detached: in use",
+        State::Silent => "silent: does not answer",
+        State::Busy => "busy: starts, ends or is changed",
+        State::Dead => "dead: server was killed",
         State::NotMounted => "not mounted",
     }
 }
@@ -91,19 +108,21 @@ fn dir(path: Option<&Path>) -> String {
     path.map_or_else(|| "-".to_owned(), |path| path.display().to_string())
 }
 
-fn table(found: &[BranchStatus]) -> String {
+fn table(found: &[Shown]) -> String {
     if found.is_empty() {
         return "Nothing is mounted\n".to_owned();
     }
-    let heads = ["BRANCH", "STATE", "PID", "SINCE", "OPEN LAYER", "MOUNTED AT"];
+    let heads = ["BRANCH", "STATE", "PID", "SINCE", "OPEN LAYER", "SEALED LAYERS", "MOUNTED AT"];
     let mut rows = vec![heads.map(str::to_owned)];
-    rows.extend(found.iter().map(|status| {
+    rows.extend(found.iter().map(|shown| {
+        let status = &shown.status;
         [
             status.branch.clone(),
             state_words(status.state).to_owned(),
             status.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
             since(status.since_ms),
-            status.server.as_ref().map_or_else(|| "-".to_owned(), |s| bytes(s.branch.owned_bytes)),
+            shown.open_bytes().map_or_else(|| "-".to_owned(), bytes),
+            format!("{} in {}", bytes(shown.sealed_bytes), shown.sealed_layers),
             dir(status.mount_point.as_deref()),
         ]
     }));
@@ -120,7 +139,8 @@ fn table(found: &[BranchStatus]) -> String {
     text
 }
 
-fn details(status: &BranchStatus) -> String {
+fn details(shown: &Shown) -> String {
+    let status = &shown.status;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:14} {value}");
@@ -139,13 +159,17 @@ fn details(status: &BranchStatus) -> String {
         });
         line("Process", format!("{pid}{memory}"));
     }
+    if status.server.is_none() {
+        let sealed = bytes(shown.sealed_bytes);
+        line("Sealed layers", format!("{sealed} in {}", shown.sealed_layers));
+    }
     if let Some(server) = &status.server {
         let branch = &server.branch;
         let open = format!(
-            "{} in {} files, {} names, journal {}",
+            "{} in {}, {}, journal {}",
             bytes(branch.owned_bytes),
-            branch.open_files,
-            branch.open_names,
+            counted(branch.open_files, "file"),
+            counted(branch.open_names, "name"),
             bytes(branch.journal_bytes)
         );
         line("Open layer", open);
@@ -153,7 +177,8 @@ fn details(status: &BranchStatus) -> String {
             0 => String::new(),
             count => format!(", {count} waiting for an index"),
         };
-        line("Sealed layers", format!("{}{waiting}", branch.depth));
+        let sealed = bytes(shown.sealed_bytes);
+        line("Sealed layers", format!("{sealed} in {}{waiting}", shown.sealed_layers));
         line("Forks, seals", format!("{} since it was mounted", branch.generation));
         text.push_str(&requests(server));
     }
@@ -202,8 +227,8 @@ mod tests {
     use super::*;
     use crate::format::BranchId;
 
-    fn sample(state: State) -> BranchStatus {
-        BranchStatus {
+    fn sample(state: State) -> Shown {
+        let status = BranchStatus {
             branch: "main".into(),
             id: BranchId(3),
             state,
@@ -213,7 +238,35 @@ mod tests {
             read_only: Some(true),
             server: None,
             problem: Some("timed out".into()),
+        };
+        Shown { status, sealed_bytes: 3 << 20, sealed_layers: 2 }
+    }
+
+    #[test]
+    fn states_begin_with_their_name_in_json() {
+        for state in [
+            State::Mounted,
+            State::Detached,
+            State::Silent,
+            State::Busy,
+            State::Dead,
+            State::NotMounted,
+        ] {
+            let name = serde_json::to_value(state).unwrap().as_str().unwrap().replace('_', " ");
+            assert!(state_words(state).starts_with(&name), "{name}: {}", state_words(state));
         }
+    }
+
+    #[test]
+    fn sealed_layers_are_counted_in_both_forms() {
+        let shown = sample(State::Dead);
+        for text in [table(&[sample(State::Dead)]), details(&shown)] {
+            assert!(text.contains("3.0 MiB in 2"), "{text}");
+        }
+        let json = serde_json::to_value(shown.for_json()).unwrap();
+        assert_eq!((&json["sealed_bytes"], &json["sealed_layers"]), (&(3 << 20).into(), &2.into()));
+        assert_eq!(json["since"], "2023-11-14T22:13:20Z");
+        assert!(json.get("since_ms").is_none() && json["open_bytes"].is_null());
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub enum State {
 }
 
 /// One branch.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug)]
 pub struct BranchStatus {
     /// Its name; its id in decimal if the catalog does not know it any more.
     pub branch: String,

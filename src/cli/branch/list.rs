@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::postgres::reach;
 use super::super::{failure, output};
 use crate::catalog::{BranchRow, FileLock, Store};
 use crate::format::BranchId;
@@ -50,6 +51,7 @@ pub(super) fn run(args: &ListArgs, store: &Store) -> Result<u8, Failure> {
 
 fn in_use(store: &Store, row: &BranchRow) -> bool {
     FileLock::is_held(&store.branch_lock_path(row.id)).unwrap_or(false)
+        || reach::files(store, row).read_alive().is_some()
 }
 
 /// The branches as a tree, children below their parent, by name.

@@ -4,11 +4,12 @@ use std::fmt::Write;
 
 use super::super::postgres::reach::{self, Server};
 use super::super::{failure, output};
-use crate::catalog::{BranchName, BranchRow, FileLock, LayerRow, Store};
+use crate::catalog::{BranchName, BranchRow, LayerRow, Store};
 use crate::format::BranchId;
 use crate::postgres::settings::Setting;
 use crate::serve::Failure;
 use crate::serve::run_file::RunFile;
+use crate::serve::status::{self, State};
 
 /// Arguments of `cowfs branch show`.
 #[derive(Debug, clap::Args)]
@@ -31,6 +32,9 @@ struct Shown {
     origin: String,
     created: String,
     created_by: u32,
+    /// As `cowfs status` has it.
+    state: State,
+    /// Whether a process serves or changes it, or a Postgres runs on it.
     in_use: bool,
     /// Where a process serves it; none if it is in use otherwise, or not at all.
     mounted: Option<Mounted>,
@@ -96,9 +100,12 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
         Some(id) => store.catalog.branch_by_id(id)?.map(|parent| parent.name),
         None => None,
     };
-    let in_use = FileLock::is_held(&store.branch_lock_path(row.id)).unwrap_or(false);
-    let postgres =
-        in_use.then(|| reach::find(store, &row)).flatten().map(|server| shown_server(&server));
+    let status = status::one(store, &row);
+    // Also of a mount whose serving process was killed: Postgres may run on.
+    let served = status.state != State::NotMounted;
+    let alive = || reach::files(store, &row).read_alive().is_some();
+    let postgres = (served || alive()).then(|| reach::find(store, &row)).flatten();
+    let postgres = postgres.map(|server| shown_server(&server));
     let unique = store.catalog.unique_layers(row.id)?;
     let show = |layer: &LayerRow| show_layer(store, layer, unique.contains(&layer.id));
     let layers: Vec<ShownLayer> = chain.iter().map(show).collect();
@@ -109,9 +116,10 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
         origin: row.origin,
         created: output::time(row.created_ms),
         created_by: row.created_by,
-        in_use,
+        state: status.state,
+        in_use: postgres.is_some() || !matches!(status.state, State::NotMounted | State::Dead),
         // A run file without the lock is left over from a process that was killed.
-        mounted: in_use.then(|| mounted(store, row.id)).flatten(),
+        mounted: (served && status.state != State::Dead).then(|| mounted(store, row.id)).flatten(),
         postgres,
         depth: chain.first().map_or(0, |layer| layer.depth),
         unique_bytes: bytes(true),
@@ -171,19 +179,31 @@ fn show_layer(store: &Store, layer: &LayerRow, unique: bool) -> ShownLayer {
     }
 }
 
+fn in_use(shown: &Shown) -> String {
+    match (&shown.mounted, &shown.postgres, shown.state) {
+        (Some(mount), _, _) => format!("mounted at {} by process {}", mount.mount_point, mount.pid),
+        (None, Some(postgres), State::Dead | State::NotMounted) => {
+            let pid = postgres.pid;
+            format!(
+                "the serving process was killed; Postgres (process {pid}) still runs, and cannot write"
+            )
+        }
+        (None, None, State::Dead) => {
+            "no; the serving process was killed, `cowfs unmount` removes what it left".to_owned()
+        }
+        (None, _, _) if shown.in_use => "yes".to_owned(),
+        _ => "no".to_owned(),
+    }
+}
+
 fn describe(shown: &Shown) -> String {
     let mut text = format!("Branch {} (id {})\n", shown.name, shown.id);
     let parent = shown.parent.as_ref().map_or("none", BranchName::as_str);
-    let in_use = match &shown.mounted {
-        Some(mount) => format!("mounted at {} by process {}", mount.mount_point, mount.pid),
-        None if shown.in_use => "yes".to_owned(),
-        None => "no".to_owned(),
-    };
     // Writing to a String cannot fail.
     let _ = writeln!(text, "  parent   {parent}");
     let _ = writeln!(text, "  origin   {}", shown.origin);
     let _ = writeln!(text, "  created  {} by user {}", shown.created, shown.created_by);
-    let _ = writeln!(text, "  in use   {in_use}");
+    let _ = writeln!(text, "  in use   {}", in_use(shown));
     if let Some(server) = &shown.postgres {
         describe_server(server, &mut text);
     }
