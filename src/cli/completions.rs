@@ -39,6 +39,9 @@ pub(super) fn run_man(args: &ManArgs) -> Result<u8, Failure> {
         output::print(&String::from_utf8_lossy(&page));
         return Ok(0);
     };
-    clap_mangen::generate_to(Cli::command(), dir).map_err(failed)?;
+    clap_mangen::generate_to(Cli::command(), dir).map_err(|error| {
+        let message = format!("cannot write the manual pages into {}: {error}", dir.display());
+        Failure::new("man", message).hint("name a directory that exists and that you may write to")
+    })?;
     Ok(0)
 }

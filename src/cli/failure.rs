@@ -1,6 +1,8 @@
 //! Errors of the lower folders as failures with a kind and a hint.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use crate::catalog::{LockError, StoreError};
 use crate::import::ImportError;
@@ -20,10 +22,23 @@ pub(super) fn of_store(error: &StoreError) -> Failure {
         StoreError::UnknownVersion { .. } => failure.hint("use the cowfs that made the store"),
         StoreError::DamagedFormat { .. } => failure.exit(3),
         StoreError::Catalog(error) => of_catalog(error),
+        StoreError::Host { path, source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            failure.hint(of_whom(path))
+        }
         StoreError::AlreadyAStore { .. }
         | StoreError::NotADirectory { .. }
         | StoreError::Host { .. } => failure,
     }
+}
+
+/// Who may do what was refused at `path`, which may be out of sight.
+fn of_whom(path: &Path) -> String {
+    let above = path.ancestors().find_map(|dir| dir.metadata().ok());
+    let whose = above.map_or_else(String::new, |meta| format!(" (user {})", meta.uid()));
+    format!(
+        "run it as the user who made the store{whose}, or name one of your own with --store or \
+         COWFS_STORE"
+    )
 }
 
 pub(super) fn of_lock(branch: &str, error: &LockError) -> Failure {

@@ -73,8 +73,13 @@ fn host(what: &str, source: io::Error) -> ServeError {
     ServeError::Host { what: what.to_owned(), source }
 }
 
+/// The log of the processes that serve a branch in the background.
+pub fn log_path(run_dir: &Path, branch: BranchId) -> PathBuf {
+    run_dir.join(format!("{branch}.log"))
+}
+
 fn open_log(run_dir: &Path, branch: BranchId) -> io::Result<(PathBuf, File)> {
-    let path = run_dir.join(format!("{branch}.log"));
+    let path = log_path(run_dir, branch);
     if std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
         std::fs::rename(&path, run_dir.join(format!("{branch}.log.old")))?;
     }

@@ -1,5 +1,7 @@
 //! `cowfs env`: the variables of a branch, for a shell.
 
+use std::collections::BTreeMap;
+
 use super::super::output;
 use super::reach;
 use super::url::ConnectionArgs;
@@ -14,10 +16,18 @@ pub(in crate::cli) struct EnvArgs {
     branch: BranchName,
     #[command(flatten)]
     connection: ConnectionArgs,
+    /// Print the variables as a JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 pub(in crate::cli) fn run(args: &EnvArgs, store: &Store) -> Result<u8, Failure> {
     let server = reach::require_server(store, &args.branch)?;
-    output::print(&args.connection.apply(server.connection).exports());
+    let connection = args.connection.apply(server.connection);
+    if args.json {
+        output::print_json(&BTreeMap::from(connection.variables()))?;
+    } else {
+        output::print(&connection.exports());
+    }
     Ok(0)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::super::output;
 use super::reach;
 use crate::catalog::{BranchName, Store};
-use crate::serve::Failure;
+use crate::serve::{Failure, lifecycle};
 
 /// How often `--follow` looks again.
 const POLL: Duration = Duration::from_millis(100);
@@ -19,7 +19,13 @@ const TAIL_BYTES_MAX: u64 = 4 << 20;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "The log outlives the server; a new one begins when it has grown over 8 MiB.
-A server started with --keep logging logs where its configuration says."
+A server started with --keep logging logs where its configuration says.
+--mount shows what the serving process has to say, for example which file of the store made a read fail
+with an input/output error.
+
+Examples:
+  cowfs logs experiment --follow
+  cowfs logs experiment --mount"
 )]
 pub(in crate::cli) struct LogsArgs {
     /// The branch
@@ -30,6 +36,9 @@ pub(in crate::cli) struct LogsArgs {
     /// Go on with what is written from now on
     #[arg(short, long)]
     follow: bool,
+    /// The log of the process that serves the mount, instead of that of Postgres
+    #[arg(long)]
+    mount: bool,
     /// Only say where the log is
     #[arg(long)]
     path: bool,
@@ -37,15 +46,23 @@ pub(in crate::cli) struct LogsArgs {
 
 pub(in crate::cli) fn run(args: &LogsArgs, store: &Store) -> Result<u8, Failure> {
     let row = reach::require(store, &args.branch)?;
-    let path = reach::files(store, &row).log();
+    let path = if args.mount {
+        lifecycle::log_path(&store.run_dir(), row.id)
+    } else {
+        reach::files(store, &row).log()
+    };
     if args.path {
         output::print(&format!("{}\n", path.display()));
         return Ok(0);
     }
     if !path.exists() && !args.follow {
         let name = &args.branch;
-        return Err(Failure::new("no_log", format!("branch {name} has no log"))
-            .hint("it has one once it was started with `cowfs start`"));
+        let (whose, hint) = if args.mount {
+            ("no log of a mount", "it has one once it was mounted")
+        } else {
+            ("no log", "it has one once it was started with `cowfs start`")
+        };
+        return Err(Failure::new("no_log", format!("branch {name} has {whose}")).hint(hint));
     }
     let failed = |error: std::io::Error| Failure::caused("log", &error);
     let (text, end) = tail(&path, args.lines).map_err(failed)?;

@@ -54,6 +54,9 @@ pub(in crate::cli) struct UrlArgs {
     /// In which form
     #[arg(long, value_enum, default_value = "uri")]
     format: Format,
+    /// Print all parts as JSON; the same as --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
     #[command(flatten)]
     connection: ConnectionArgs,
 }
@@ -70,7 +73,7 @@ struct Parts<'a> {
 pub(in crate::cli) fn run(args: &UrlArgs, store: &Store) -> Result<u8, Failure> {
     let server = reach::require_server(store, &args.branch)?;
     let connection = args.connection.apply(server.connection);
-    match args.format {
+    match if args.json { Format::Json } else { args.format } {
         Format::Uri => output::print(&(connection.uri() + "\n")),
         Format::Env => output::print(&connection.dotenv()),
         Format::Jdbc => output::print(&(connection.jdbc() + "\n")),
