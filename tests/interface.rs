@@ -50,6 +50,41 @@ fn every_help_text_is_as_reviewed() {
     insta::assert_snapshot!("help", text);
 }
 
+/// Commands whose output is not data of ours, or is nothing but a sentence; the reason of each.
+const WITHOUT_JSON: [(&str, &str); 10] = [
+    ("completions", "a script for a shell"),
+    ("logs", "the log as it was written"),
+    ("man", "manual pages"),
+    ("metrics", "the form of Prometheus"),
+    ("mount", "changes; `status --json` reads"),
+    ("psql", "the output of psql"),
+    ("run", "the output of the command"),
+    ("stop", "changes; `status --json` reads"),
+    ("try", "the output of the command"),
+    ("unmount", "changes; `status --json` reads"),
+];
+
+#[test]
+fn every_command_that_reads_has_json() {
+    let mut stack: Vec<String> =
+        commands_in(&cowfs(&["--help"])).iter().map(|c| (*c).into()).collect();
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    while let Some(command) = stack.pop() {
+        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let help = cowfs(&words);
+        let below = commands_in(&help);
+        if below.is_empty() {
+            let list = if help.contains("  --json") { &mut with } else { &mut without };
+            list.push(command);
+        } else {
+            stack.extend(below.iter().map(|name| format!("{command} {name}")));
+        }
+    }
+    without.sort();
+    assert_eq!(without, WITHOUT_JSON.map(|(command, _)| command));
+    assert!(with.len() > 12 && with.contains(&"env".to_owned()), "{with:?}");
+}
+
 #[test]
 fn every_synopsis_is_as_reviewed() {
     let dir = tempfile::tempdir().unwrap();
