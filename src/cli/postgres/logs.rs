@@ -20,8 +20,7 @@ const TAIL_BYTES_MAX: u64 = 4 << 20;
 #[command(
     after_help = "The log outlives the server; a new one begins when it has grown over 8 MiB.
 A server started with --keep logging logs where its configuration says.
---mount shows what the serving process has to say, for example which file of the store made a read fail
-with an input/output error.
+--mount shows what the serving process wrote: after an input/output error, which file it was.
 
 Examples:
   cowfs logs experiment --follow
