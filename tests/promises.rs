@@ -132,6 +132,7 @@ fn mount_copying_a_file_of_the_base_takes_no_space() {
     let before = taken();
     assert_eq!(copy(&at("big"), &at("copy")), big.len() as u64 - 1000);
     assert_eq!(copy(&at("sparse"), &at("holes")), 1 << 40);
+    assert_eq!(copy(&at("holes"), &at("holes-too")), 1 << 40);
     // The part of the last granule is copied; the checksums of the base are made meanwhile.
     assert!(taken() - before <= 1 << 20, "{} bytes taken", taken() - before);
     assert!(same(&at("big"), &at("copy")));
@@ -173,6 +174,27 @@ fn mount_copying_a_file_of_the_base_takes_no_space() {
     whole(&scene.dir);
     scene.run(&["unmount", "child"]).ok();
     assert!(scene.run(&["check", "--read-data"]).ok().starts_with("sound"));
+}
+
+#[test]
+fn mount_what_is_borrowed_from_a_file_that_is_gone_is_damage() {
+    let scene = scene!();
+    let tree = scene.temp.path().canonicalize().unwrap().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("a"), vec![7; 40_960]).unwrap();
+    let out = scene.run(&["import", "--any", tree.to_str().unwrap(), "--as", "b", "--json"]).ok();
+    scene.run(&["mount", "b", scene.dir()]).ok();
+    copy(&scene.dir.join("a"), &scene.dir.join("copy"));
+    scene.run(&["branch", "create", "child", "--from", "b"]).ok();
+    scene.run(&["unmount", "b"]).ok();
+    assert!(scene.run(&["check"]).ok().starts_with("sound"), "{out}");
+    let base = fs::read_dir(scene.store.join("layers")).unwrap().map(|entry| entry.unwrap().path());
+    let sized = |dir: &std::path::PathBuf| disk_usage(&dir.join("data")) >= 40_960;
+    let base = base.into_iter().find(|dir| dir.join("data").exists() && sized(dir)).unwrap();
+    fs::remove_dir_all(base.join("data")).unwrap();
+    let said = scene.run(&["check"]);
+    assert_eq!(said.code, 3, "{}", said.err);
+    assert!(said.out.contains("borrows from"), "{}", said.out);
 }
 
 #[test]

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::mend::Mend;
 use super::{Report, adopted};
-use crate::catalog::{LayerRow, Store};
+use crate::catalog::{LayerRow, LayerState, Store};
 use crate::format::index::Index;
 use crate::format::journal::{FrameReader, LogHeader, LogKind};
-use crate::format::{FileKind, FileLayout, FormatError, GRANULE_BYTES, InodeRecord};
+use crate::format::{FileKind, FileLayout, FormatError, GRANULE_BYTES, InodeRecord, OwnedRun};
 use crate::io::host::boot_id;
 use crate::io::sys;
 
@@ -24,7 +24,7 @@ pub(super) fn check_layer(store: &Store, row: &LayerRow, report: &mut Report) {
     // The index first: a layer that is finalized just now loses its journal after it has one.
     let has_journal = check_log(&journal, LogKind::Journal, row, report);
     check_log(&dir.join("volatile"), LogKind::Volatile, row, report);
-    let has_index = check_index(&index, row, report, true);
+    let has_index = check_index(store, &index, row, report, true);
     if row.used && !has_journal && !has_index && !index.exists() {
         report.damaged(
             dir,
@@ -32,7 +32,7 @@ pub(super) fn check_layer(store: &Store, row: &LayerRow, report: &mut Report) {
         );
         return;
     }
-    check_merged(&dir.join("merged"), row, report);
+    check_merged(store, &dir.join("merged"), row, report);
     for name in ["index.tmp", "merged.tmp", "sums.tmp"] {
         let path = dir.join(name);
         if path.exists() {
@@ -42,9 +42,9 @@ pub(super) fn check_layer(store: &Store, row: &LayerRow, report: &mut Report) {
 }
 
 /// A merged index says what the indexes of the layers below it say: it may go if it is damaged.
-fn check_merged(path: &Path, row: &LayerRow, report: &mut Report) {
+fn check_merged(store: &Store, path: &Path, row: &LayerRow, report: &mut Report) {
     let before = report.damage.len();
-    check_index(path, row, report, false);
+    check_index(store, path, row, report, false);
     for finding in report.damage.iter_mut().skip(before) {
         finding.mend = Some(Mend::RemoveMerged);
     }
@@ -92,7 +92,7 @@ fn verify_log(bytes: &[u8], kind: LogKind, row: &LayerRow) -> Result<(), FormatE
 
 /// Whether there is an index; damage in it is reported. `own`: it is the layer's own, so its
 /// claims are held against the layer's data files.
-fn check_index(path: &Path, row: &LayerRow, report: &mut Report, own: bool) -> bool {
+fn check_index(store: &Store, path: &Path, row: &LayerRow, report: &mut Report, own: bool) -> bool {
     let map = match File::open(path).and_then(|file| sys::map_immutable(&file)) {
         Ok(map) => map,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
@@ -117,12 +117,12 @@ fn check_index(path: &Path, row: &LayerRow, report: &mut Report, own: bool) -> b
         return true;
     }
     if own {
-        check_files(&index, path, row, report);
+        check_files(store, &index, path, row, report);
     }
     true
 }
 
-fn check_files(index: &Index, path: &Path, row: &LayerRow, report: &mut Report) {
+fn check_files(store: &Store, index: &Index, path: &Path, row: &LayerRow, report: &mut Report) {
     let Some(dir) = path.parent() else { return };
     for file in index.files() {
         let (record, layout) = match file {
@@ -137,6 +137,12 @@ fn check_files(index: &Index, path: &Path, row: &LayerRow, report: &mut Report) 
             adopted::check_source(base, source, report);
         } else if let Some(layout) = layout {
             check_data_file(dir, row, &record, &layout, report);
+            let others = layout.runs.iter().filter(|run| run.layer != row.id);
+            for run in others {
+                if let Some(problem) = borrows_wrongly(store, row, run) {
+                    report.damaged(path, format!("inode {} borrows {problem}", record.ino));
+                }
+            }
         }
     }
 }
@@ -165,5 +171,30 @@ fn check_data_file(
         }
         Ok(_) => {}
         Err(error) => report.damaged(path, error),
+    }
+}
+
+/// What is wrong with a run that a layer shows from a data file of another one, if something is.
+fn borrows_wrongly(store: &Store, row: &LayerRow, run: &OwnedRun) -> Option<String> {
+    let name = run.layer.dir_name();
+    let other = match store.catalog.layer(run.layer) {
+        Ok(Some(other)) if other.depth < row.depth && other.state == LayerState::Sealed => other,
+        Ok(Some(_)) => return Some(format!("from layer {name}, which does not lie below")),
+        Ok(None) => return Some(format!("from layer {name}, which is missing")),
+        Err(error) => return Some(format!("from layer {name}: {error}")),
+    };
+    if other.adopted_from.is_some() {
+        // Its files are held against their times.
+        return None;
+    }
+    let path = store.layer_dir(run.layer).join(run.file.data_path());
+    // Whole granules, the last of which may be the end of a file.
+    let needed = u64::from(run.source + run.len - 1) * GRANULE_BYTES + 1;
+    match std::fs::symlink_metadata(&path) {
+        Ok(meta) if meta.len() >= needed => None,
+        Ok(meta) => {
+            Some(format!("{} bytes of {}, which has {}", needed, path.display(), meta.len()))
+        }
+        Err(error) => Some(format!("from {}: {error}", path.display())),
     }
 }

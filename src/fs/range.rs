@@ -3,10 +3,13 @@
 //! Whole granules that a finalized layer holds are shared: the target borrows them, see
 //! [`crate::layer::borrowed`]. All else is copied.
 
+use std::sync::atomic::Ordering;
+
 use super::{Fs, FsError};
 use crate::format::id::FILE_BYTES_MAX;
 use crate::format::{FileKind, GRANULE_BYTES, Granule, Ino, OwnedRun};
 use crate::fs::write::AllocateMode;
+use crate::io::HostFile;
 use crate::layer::read::{Piece, Source};
 
 /// Bytes copied at a time.
@@ -32,9 +35,18 @@ impl Fs {
         }
         self.lost.check(from, Some(from_offset..from_offset.saturating_add(len)))?;
         let mut done = 0;
-        for piece in self.node(from)?.readable(&self.branch.view())?.plan(from_offset, len) {
+        let view = self.branch.view();
+        let readable = self.node(from)?.readable(&view)?;
+        // Of the file as it is now: a fork meanwhile may put an empty one in its place.
+        let own = readable.own.as_ref().and_then(|file| file.existing_host(&view.data).ok()?);
+        for piece in readable.plan(from_offset, len) {
             let to_offset = to_offset + (piece.offset - from_offset);
-            let copied = self.copy_piece(from, &piece, (to, to_offset))?;
+            let copied = match self.copy_piece(from, (&piece, own.as_deref()), (to, to_offset)) {
+                Ok(copied) => copied,
+                // What is there counts; whoever asks for the rest is told.
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            };
             done += copied;
             if copied < piece.len {
                 break;
@@ -47,7 +59,7 @@ impl Fs {
     fn copy_piece(
         &self,
         from: Ino,
-        piece: &Piece,
+        (piece, own): (&Piece, Option<&dyn HostFile>),
         (to, to_offset): (Ino, u64),
     ) -> Result<u64, FsError> {
         let end = piece.offset + piece.len;
@@ -55,9 +67,7 @@ impl Fs {
         let aligned = piece.offset % GRANULE_BYTES == to_offset % GRANULE_BYTES;
         let run = match piece.source {
             Source::Lower(run) => run,
-            Source::Own => {
-                return self.copy_bytes(from, (piece.offset, piece.len), (to, to_offset));
-            }
+            Source::Own => return self.copy_own(from, (piece, own), (to, to_offset)),
             Source::Zeros => return self.copy_hole(piece.len, (to, to_offset)),
         };
         if !aligned || whole.start >= whole.end {
@@ -87,7 +97,9 @@ impl Fs {
     fn borrow(&self, to: Ino, run: OwnedRun) -> Result<bool, FsError> {
         let node = self.node(to)?;
         let end = u64::from(run.start + run.len) * GRANULE_BYTES;
-        if node.kind != FileKind::Regular || end > FILE_BYTES_MAX {
+        // WAL is to be one host file, whose sync is all that a commit waits for.
+        let wal = node.wal.load(Ordering::Relaxed);
+        if node.kind != FileKind::Regular || end > FILE_BYTES_MAX || wal {
             return Ok(false);
         }
         let gate = self.branch.enter();
@@ -107,6 +119,35 @@ impl Fs {
             self.lost.replaced(to, u64::from(run.start) * GRANULE_BYTES..end);
         }
         Ok(shared)
+    }
+
+    /// Copies what the open layer holds; holes of its data file stay holes.
+    fn copy_own(
+        &self,
+        from: Ino,
+        (piece, host): (&Piece, Option<&dyn HostFile>),
+        (to, to_offset): (Ino, u64),
+    ) -> Result<u64, FsError> {
+        let end = piece.offset + piece.len;
+        let mut at = piece.offset;
+        while at < end {
+            let target = to_offset + (at - piece.offset);
+            // A host that cannot tell has data everywhere.
+            let data = host.map_or(Some(at), |host| host.seek_data(at).unwrap_or(Some(at)));
+            let data = data.map_or(end, |data| data.clamp(at, end));
+            if data > at {
+                at += self.copy_hole(data - at, (to, target))?;
+                continue;
+            }
+            let hole = host.and_then(|host| host.seek_hole(at).ok()?);
+            let stop = hole.map_or(end, |hole| hole.clamp(at + 1, end));
+            let copied = self.copy_bytes(from, (at, stop - at), (to, target))?;
+            at += copied;
+            if at < stop {
+                break;
+            }
+        }
+        Ok(at - piece.offset)
     }
 
     fn copy_hole(&self, len: u64, (to, to_offset): (Ino, u64)) -> Result<u64, FsError> {
