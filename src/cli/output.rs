@@ -14,7 +14,7 @@ pub(super) fn print(text: &str) {
     try_print(text);
 }
 
-/// Like [`print`]; returns whether it was printed.
+/// Like [`print()`]; returns whether it was printed.
 pub(super) fn try_print(text: &str) -> bool {
     let mut out = std::io::stdout();
     let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
