@@ -104,10 +104,11 @@ def deep(stage: Stage) -> None:
 def cut(stage: Stage) -> None:
     """A file of a lower layer is shorter than any record says."""
     stage.mount("main")
-    stage.fork("main", "below")
     stage.work("main", 3)
+    path = stage.fill("main")
+    stage.fork("main", "below")
     stage.unmount("main")
-    die_at(stage, "cut.done", lambda: shorten(stage))
+    die_at(stage, "cut.done", lambda: shorten(stage, path))
 
 
 def unmentioned(stage: Stage) -> None:
@@ -175,9 +176,9 @@ def write(stage: Stage) -> None:
     stage.unmount("main")
 
 
-def shorten(stage: Stage) -> None:
+def shorten(stage: Stage, path: str) -> None:
     stage.mount("main")
-    stage.shorten("main")
+    stage.shorten("main", path)
     stage.unmount("main")
 
 

@@ -18,17 +18,24 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Callable
 
 from crash.files import tree_digest
 from crash.hostfs import kill_and_wait
 from crash.model import Model, read_tree
-from crash.oplog import read_log
+from crash.oplog import PAGE, payload, read_log
 from harness import Failure, check, tail
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 PATIENCE_S = 30
+FILLED_BYTES = 8 * PAGE
 #: What a server leaves in its data directory and a fork must not have; the last is a socket's lock file.
 SERVER_FILES = ("postmaster.pid", "postmaster.opts", ".s.PGSQL.5432", ".s.PGSQL.5432.lock")
+
+
+def _write_over(path: Path, data: bytes) -> None:
+    with open(path, "r+b", buffering=0) as file:
+        file.write(data)
 
 
 class Crashed(Exception):
@@ -182,18 +189,28 @@ class Stage:
         self.children.append(work)
         return work
 
-    def shorten(self, name: str) -> None:
-        """Cuts a file of some pages in the midst of a page that it had before."""
-        found = read_tree(self.mounts[name], self.DIRS)
-        path, file = max(found.items(), key=lambda item: len(item[1].data))
-        size = len(file.data) // 2 | 1
+    def fill(self, name: str) -> str:
+        """Writes pages at the beginning of a file; returns which."""
+        path, file = max(read_tree(self.mounts[name], self.DIRS).items(), key=lambda item: len(item[1].data))
+        operation = ("write", path, file.ino, 0, FILLED_BYTES, "filled", "buffered")
+        self._change(name, operation, lambda: _write_over(self.mounts[name] / path, payload("filled", FILLED_BYTES)))
+        return path
+
+    def shorten(self, name: str, path: str) -> None:
+        """Cuts a file of filled pages in the midst of one."""
+        file = self.mounts[name] / path
+        size = FILLED_BYTES // 2 + 1
+        self._change(name, ("truncate", path, file.stat().st_ino, size), lambda: os.truncate(file, size))
+
+    def _change(self, name: str, operation: tuple, action: Callable) -> None:
+        """Does one operation, of which the model learns."""
         model = self.known.branches[name].model
-        model.replay([(0, (-1, "truncate", path, file.ino, size))])
+        model.replay([(0, (-1, *operation))])
         try:
-            os.truncate(self.mounts[name] / path, size)
+            action()
         except OSError as error:
             self.look()
-            raise Failure(f"truncate: {error}") from error
+            raise Failure(f"{operation[0]}: {error}") from error
         model.replay([(0, (-1, "ok"))])
 
     def fork(self, parent: str, child: str, model: Model | None = None) -> None:
