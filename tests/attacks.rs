@@ -266,7 +266,7 @@ fn mount_on_a_full_disk() {
     sound(&scene);
     // What makes room must work without any.
     let doomed = if scene.run(&["branch", "show", "z"]).code == 0 { "z" } else { "doomed" };
-    scene.run(&["branch", "delete", doomed]).ok();
+    scene.run(&["branch", "delete", doomed, "--purge"]).ok();
     scene.run(&["gc"]).ok();
     let kept = || fs::read(scene.dir.join("kept")).unwrap() == vec![3; 1 << 20];
     assert!(kept());
@@ -380,7 +380,7 @@ fn mount_a_branch_and_delete_it() {
     says(&error, &["branch main is mounted", "cowfs unmount main", "--force"]);
     assert_eq!(scene.status("main")["state"], "mounted");
     assert_eq!(fs::read(scene.dir.join("file")).unwrap(), b"x");
-    scene.run(&["branch", "delete", "main", "--force"]).ok();
+    scene.run(&["branch", "delete", "main", "--force", "--purge"]).ok();
     assert!(scene.mounts().is_empty());
     says(&scene.run(&["mount", "main", scene.dir()]).fails(1), &["there is no branch main"]);
     assert!(scene.run(&["branch", "list"]).ok().starts_with("child"));
@@ -421,7 +421,7 @@ fn mount_and_create_the_same_name_twenty_times_at_once() {
     let (won, lost) =
         race(&scene, 20, &["branch", "create", "m2", "--from", "main", "--if-not-exists"]);
     assert_eq!(won, 20, "{lost:?}");
-    let (won, _) = race(&scene, 20, &["branch", "delete", "unmounted"]);
+    let (won, _) = race(&scene, 20, &["branch", "delete", "unmounted", "--purge"]);
     assert_eq!(won, 1);
     let list = scene.run(&["branch", "list", "--json"]).ok();
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
@@ -472,12 +472,13 @@ fn mount_after_commands_were_killed_halfway() {
         killed[1] += usize::from(killed_after(&scene, &fork, delay / 4));
         sound(&scene);
         again(&["branch", "create", &child, "--from", &name, "--if-not-exists"]).ok();
-        killed[2] += usize::from(killed_after(&scene, &["branch", "delete", &name], delay / 4));
+        killed[2] +=
+            usize::from(killed_after(&scene, &["branch", "delete", &name, "--purge"], delay / 4));
         sound(&scene);
         if again(&["branch", "show", &name]).code == 0 {
-            again(&["branch", "delete", &name]).ok();
+            again(&["branch", "delete", &name, "--purge"]).ok();
         }
-        again(&["branch", "delete", &child]).ok();
+        again(&["branch", "delete", &child, "--purge"]).ok();
         killed[3] += usize::from(killed_after(&scene, &["gc", "--now"], delay));
         sound(&scene);
         killed[4] += usize::from(killed_after(&scene, &["gc"], delay / 2));

@@ -196,7 +196,7 @@ fn a_branch_in_use_is_not_deleted() {
     let list = place.does(&["branch", "list"]);
     assert!(list.contains("(in use)"), "{list}");
     drop(held);
-    place.does(&["branch", "delete", "main"]);
+    place.does(&["branch", "delete", "main", "--purge"]);
     assert!(!store.branch_lock_path(row.id).exists());
 }
 
@@ -210,8 +210,8 @@ fn gc_frees_deleted_branches_and_nothing_else() {
     assert_eq!((&nothing["layers"], &nothing["leftovers"]), (&0.into(), &0.into()));
     let layers = || fs::read_dir(place.root.join("layers")).unwrap().count();
     assert_eq!(layers(), 2);
-    place.does(&["branch", "delete", "other"]);
-    place.does(&["branch", "delete", "main"]);
+    place.does(&["branch", "delete", "other", "--purge"]);
+    place.does(&["branch", "delete", "main", "--purge"]);
     let before = place.state();
     let would = place.json(&["gc", "--dry-run", "--json"]);
     // The head of main and the layer of other; what main and dev share is still needed.
@@ -222,7 +222,7 @@ fn gc_frees_deleted_branches_and_nothing_else() {
     assert_eq!((&freed["layers"], &freed["bytes"]), (&2.into(), &would["bytes"]));
     assert_eq!(layers(), 1);
     assert_eq!(place.json(&["branch", "show", "dev", "--json"])["layers"][1]["state"], "sealed");
-    place.does(&["branch", "delete", "dev"]);
+    place.does(&["branch", "delete", "dev", "--purge"]);
     place.does(&["gc"]);
     assert_eq!(layers(), 0);
     assert!(place.store().catalog.all_layers().unwrap().is_empty());
@@ -317,8 +317,8 @@ fn gc_beside_creating_and_deleting_harms_nothing() {
                 place.does(&["branch", "create", &fork, "--from", "main"]);
                 place.does(&["branch", "create", &empty, "--empty"]);
                 if i % 3 == 0 {
-                    place.does(&["branch", "delete", &fork]);
-                    place.does(&["branch", "delete", &empty]);
+                    place.does(&["branch", "delete", &fork, "--purge"]);
+                    place.does(&["branch", "delete", &empty, "--purge"]);
                 }
             }
         });

@@ -156,7 +156,7 @@ fn a_parent_can_go_and_its_children_keep_their_data() {
     cli.refused(&["branch", "delete", "nobody"], 1, "there is no branch nobody");
     assert!(cli.ok(&["branch", "delete", "main", "--dry-run"]).contains("child"));
     assert_eq!(cli.json(&["branch", "list", "--json"]).as_array().unwrap().len(), 2);
-    assert!(cli.ok(&["branch", "delete", "main"]).contains("keeps its data"));
+    assert!(cli.ok(&["branch", "delete", "main", "--purge"]).contains("keeps its data"));
     let freed = cli.json(&["gc", "--json"]);
     assert_eq!(freed["layers"], 1, "the parent's own open layer: {freed}");
     assert!(cli.store.join("layers").join(data.as_str().unwrap()).join("journal").exists());
@@ -182,10 +182,10 @@ fn unique_bytes_are_what_gc_frees() {
         assert_eq!(bytes(branch), (0, unique), "{branch}: nothing was written since the fork");
     }
     assert!(cli.ok(&["branch", "show", "child"]).contains("unique   0"));
-    cli.ok(&["branch", "delete", "main"]);
+    cli.ok(&["branch", "delete", "main", "--purge"]);
     assert_eq!(cli.json(&["gc", "--json"])["bytes"], 0);
     assert_eq!(bytes("child"), (unique, 0), "the last one that needs it");
-    cli.ok(&["branch", "delete", "child"]);
+    cli.ok(&["branch", "delete", "child", "--purge"]);
     assert_eq!(cli.json(&["gc", "--json"])["bytes"], unique);
 }
 
@@ -200,7 +200,8 @@ fn json_of_what_changes_branches() {
         let mut args = vec!["branch", "delete", "prod", "--json"];
         args.extend(dry_run.then_some("--dry-run"));
         let expected = serde_json::json!(
-            {"branch": "prod", "id": 1, "dry_run": dry_run, "children": ["child"]});
+            {"branch": "prod", "id": 1, "dry_run": dry_run, "children": ["child"], "snapshots": [],
+             "purged": false});
         assert_eq!(cli.json(&args), expected);
     }
     cli.refused(&["branch", "delete", "prod", "--json"], 1, "there is no branch prod");
@@ -223,7 +224,7 @@ fn gc_takes_what_nothing_reaches_and_nothing_else() {
     cli.ok(&["branch", "create", "main", "--empty"]);
     cli.ok(&["branch", "create", "gone", "--empty"]);
     let layer = cli.head("gone");
-    cli.ok(&["branch", "delete", "gone"]);
+    cli.ok(&["branch", "delete", "gone", "--purge"]);
     let stray = cli.store.join("layers/0000000000aa");
     std::fs::create_dir(&stray).unwrap();
     let planned = cli.json(&["gc", "--dry-run", "--json"]);

@@ -300,7 +300,7 @@ fn mount_options_are_the_same_in_help_and_refusal() {
 fn a_quiet_gc_says_nothing() {
     let place = Place::new();
     place.ok(&["branch", "create", "main", "--empty"]);
-    place.ok(&["branch", "delete", "main"]);
+    place.ok(&["branch", "delete", "main", "--purge"]);
     let said = place.run(&["gc", "-q"]);
     assert_eq!((said.code, said.out, said.err), (Some(0), String::new(), String::new()));
 }
@@ -329,7 +329,7 @@ fn the_log_of_the_serving_process_can_be_read() {
     assert_eq!(place.ok(&["logs", "main", "--mount", "--path"]), format!("{}\n", log.display()));
     assert_ne!(place.run(&["logs", "main"]).code, Some(0), "that of Postgres is another");
     // It goes with the branch.
-    place.ok(&["branch", "delete", "main"]);
+    place.ok(&["branch", "delete", "main", "--purge"]);
     place.ok(&["gc"]);
     assert!(!log.exists());
 }

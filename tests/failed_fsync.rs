@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use cowfs::branch::fork::{Requester, create_empty};
+use cowfs::branch::create::create_empty;
+use cowfs::branch::fork::Requester;
 use cowfs::branch::open::Host;
 use cowfs::branch::{Branch, OpenMode};
 use cowfs::catalog::Store;

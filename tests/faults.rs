@@ -235,7 +235,7 @@ fn fits(found: Option<&Vec<u8>>, versions: &Versions) -> Result<(), String> {
 /// Tells the story with `fault`; returns whether the fault happened and which errors came of it.
 fn run(dir: &Path, fault: Option<Fault>, ending: Ending) -> (bool, Vec<String>) {
     let store = Arc::new(Store::init(&dir.join("store")).unwrap());
-    branch::fork::create_empty(&store, "main".parse().unwrap(), &by()).unwrap();
+    branch::create::create_empty(&store, "main".parse().unwrap(), &by()).unwrap();
     let lossy = LossyStorage::new(Arc::new(HostStorage), dir.join("graves"));
     let faults = FaultStorage::new(Arc::new(lossy.clone()));
     let fs = open(&host(Arc::new(faults.clone()), 1), &store, "main");

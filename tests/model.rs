@@ -147,7 +147,7 @@ impl World {
     fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::init(&dir.path().join("store")).unwrap());
-        branch::fork::create_empty(&store, "main".parse().unwrap(), &by()).unwrap();
+        branch::create::create_empty(&store, "main".parse().unwrap(), &by()).unwrap();
         let fs = serve(&store, "main");
         let mounted = vec![Mounted { name: "main".to_owned(), fs, tree: Tree::new() }];
         World { _dir: dir, store, mounted, at: 0 }

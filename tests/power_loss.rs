@@ -230,7 +230,7 @@ impl World {
     fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::init(&dir.path().join("store")).unwrap());
-        branch::fork::create_empty(&store, "main".parse().unwrap(), &by()).unwrap();
+        branch::create::create_empty(&store, "main".parse().unwrap(), &by()).unwrap();
         let graves = dir.path().join("graves");
         let (host, lossy) = boot(&graves, 0);
         let mut world =

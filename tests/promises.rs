@@ -168,7 +168,7 @@ fn mount_copying_a_file_of_the_base_takes_no_space() {
     mount();
     whole(&scene.dir);
     scene.run(&["unmount", "b"]).ok();
-    scene.run(&["branch", "delete", "base"]).ok();
+    scene.run(&["branch", "delete", "base", "--purge"]).ok();
     scene.run(&["gc"]).ok();
     scene.run(&["mount", "child", scene.dir()]).ok();
     whole(&scene.dir);

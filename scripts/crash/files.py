@@ -324,13 +324,13 @@ class FileCampaign:
         self.cowfs.unmount(self.current)
         if number % 4 == 3 and child is not None and child.existed:
             if self.rng.random() < 0.5:
-                self.cowfs("branch", "delete", self.current)
+                self.cowfs("branch", "delete", self.current, "--purge")
             self.current = child.name
         self.kept.pop(self.current, None)
         while len(self.kept) > CHILDREN_KEPT:
             oldest = next(iter(self.kept))
             del self.kept[oldest]
-            self.cowfs("branch", "delete", oldest)
+            self.cowfs("branch", "delete", oldest, "--purge")
         if number % 5 == 4:
             self.cowfs("gc")
 

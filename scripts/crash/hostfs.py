@@ -144,7 +144,7 @@ def drop_mounts(cowfs: Cowfs) -> None:
 def remove_all_branches(cowfs: Cowfs) -> None:
     """Makes room: what failed rounds left, children before their parents."""
     for branch in reversed(cowfs.json("branch", "list")):
-        cowfs("branch", "delete", branch["name"])
+        cowfs("branch", "delete", branch["name"], "--purge")
     cowfs("gc")
 
 

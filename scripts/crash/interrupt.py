@@ -108,7 +108,7 @@ class Interruptions:
             # The name is free; or the serving process has finished what the killed command had asked for.
             self.cowfs("branch", "create", name, "--from", "kept", "--if-not-exists")
         self._whole(name, self.digest, target)
-        self.cowfs("branch", "delete", name)
+        self.cowfs("branch", "delete", name, "--purge")
         return f"{'killed' if cut else 'finished'}, {'there' if there else 'not there'}"
 
     def _fork(self, name: str) -> str:
@@ -128,7 +128,7 @@ class Interruptions:
         check(cut or not there, "delete had returned and the branch is there")
         if there:
             self._whole(name, self.digest, "delete")
-            self.cowfs("branch", "delete", name)
+            self.cowfs("branch", "delete", name, "--purge")
         return f"{'killed' if cut else 'finished'}, {'there' if there else 'gone'}"
 
     def _gc(self, name: str) -> str:
@@ -139,7 +139,7 @@ class Interruptions:
             for number in range(20):
                 (self.other / f"g{number}").write_bytes(self.rng.randbytes(5000))
             self.cowfs.unmount(doomed)
-            self.cowfs("branch", "delete", doomed)
+            self.cowfs("branch", "delete", doomed, "--purge")
         cut = self._killed("gc", "gc")
         self.cowfs("check")
         self.cowfs("gc")
@@ -158,7 +158,7 @@ class Interruptions:
             self.cowfs("import", "--any", str(self.source), "--as", name)
         check(tree_digest(self.source) == before, "the import has changed its source")
         self._whole(name, before, "import")
-        self.cowfs("branch", "delete", name)
+        self.cowfs("branch", "delete", name, "--purge")
         return f"{'killed' if cut else 'finished'}, {'there' if there else 'not there'}"
 
     def _unmount(self, _name: str) -> str:

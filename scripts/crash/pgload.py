@@ -252,7 +252,7 @@ class PostgresCampaign:
         over = self.parent if self.rng.random() < 0.3 else child
         over.cluster.stop()
         self.cowfs.unmount(over.branch)
-        self.cowfs("branch", "delete", over.branch)
+        self.cowfs("branch", "delete", over.branch, "--purge")
         self.cowfs("gc")
         self.servers.remove(over)
         self.parent = self.servers[0]

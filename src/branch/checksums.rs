@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::open::data_files;
 use super::{Branch, BranchError};
-use crate::catalog::{BranchName, LayerState, Store};
+use crate::catalog::{BranchName, LayerRow, LayerState, Store};
 use crate::format::LayerId;
 use crate::io::host::HostStorage;
 use crate::io::sys;
@@ -125,6 +125,17 @@ impl Branch {
     }
 }
 
+fn chains(
+    store: &Store,
+    tops: impl Iterator<Item = LayerId>,
+) -> Result<Vec<LayerRow>, BranchError> {
+    let mut layers = Vec::new();
+    for top in tops {
+        layers.extend(store.catalog.chain(top)?);
+    }
+    Ok(layers)
+}
+
 /// Makes the checksums that the sealed layers of a store (or of one branch of it) lack.
 ///
 /// Layers that are not finalized, and layers that another process works on, are passed over.
@@ -139,7 +150,9 @@ pub fn add_checksums(
         if branch.is_some_and(|only| *only != row.name) {
             continue;
         }
-        for layer in store.catalog.chain(row.head)? {
+        let snapshots = store.catalog.snapshots_of(row.id)?;
+        let tops = snapshots.into_iter().map(|snapshot| snapshot.layer).chain([row.head]);
+        for layer in chains(store, tops)? {
             if layer.state != LayerState::Sealed || !layer.used || !seen.insert(layer.id) {
                 continue;
             }

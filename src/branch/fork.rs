@@ -6,14 +6,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::open::{Host, data_files, first_use, write_root};
+use super::open::{Host, data_files, first_use};
 use super::view::View;
 use super::{Branch, BranchError, OpenMode};
 use crate::catalog::{
-    BranchLock, BranchName, BranchRow, ForkPlan, NewBranch, NewLayer, SealPlan, Store,
+    BranchLock, BranchName, BranchRow, ForkPlan, LayerRow, NewBranch, SealPlan, Store,
 };
-use crate::format::journal::Record;
-use crate::format::{FileKind, Ino, InodeRecord, LayerId, Timestamp};
+use crate::format::LayerId;
 use crate::io::crash::{Point, crash_point};
 use crate::layer::open::OpenLayer;
 use crate::layer::replay;
@@ -47,7 +46,7 @@ pub fn random_layer_id() -> io::Result<LayerId> {
     Ok(LayerId((u64::from_le_bytes(bytes) & 0xffff_ffff_ffff).max(1)))
 }
 
-fn new_layer_id() -> Result<LayerId, BranchError> {
+pub(super) fn new_layer_id() -> Result<LayerId, BranchError> {
     random_layer_id().map_err(|source| BranchError::Host {
         what: "reading",
         path: "/dev/urandom".into(),
@@ -55,8 +54,17 @@ fn new_layer_id() -> Result<LayerId, BranchError> {
     })
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn plan_seal(open: LayerId, seal: bool) -> Result<Option<SealPlan>, BranchError> {
+    let plan = |parent_next| SealPlan { open, parent_next };
+    seal.then(|| new_layer_id().map(plan)).transpose()
+}
+
+pub(super) fn new_branch(name: BranchName, origin: String, by: &Requester) -> NewBranch {
+    NewBranch { name, origin, uid: by.uid, command: by.command.clone() }
 }
 
 /// The plan for a fork of `parent` whose open layer is `open`.
@@ -64,19 +72,44 @@ fn plan(
     parent: &BranchRow,
     open: LayerId,
     open_parent: Option<LayerId>,
-    seal: bool,
+    seal: Option<SealPlan>,
     child: NewBranch,
 ) -> Result<ForkPlan, BranchError> {
-    let seal = seal
-        .then(|| new_layer_id().map(|parent_next| SealPlan { open, parent_next }))
-        .transpose()?;
     let child_base = if seal.is_some() { Some(open) } else { open_parent };
     Ok(ForkPlan { parent: parent.id, child, seal, child_base, child_head: new_layer_id()? })
+}
+
+/// How long an instant that was kept took, by part; all in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Times {
+    /// Changing requests of the branch were held up.
+    pub gate_us: u64,
+    /// The catalog's durable commit.
+    pub commit_us: u64,
+    /// In all.
+    pub total_us: u64,
 }
 
 impl Branch {
     /// Forks this (served, perhaps busy) branch.
     pub fn fork(&self, name: BranchName, by: &Requester) -> Result<ForkReport, BranchError> {
+        let child = new_branch(name, format!("fork:{}", self.row.name), by);
+        let ((child, lock), times) = self.freeze(|open, open_parent, seal| {
+            self.commit_fork(&plan(&self.row, open, open_parent, seal, child)?)
+        })?;
+        // The child may be served from here on: what it stands on does not change any more.
+        drop(lock);
+        crash_point(Point::ForkReleased);
+        let Times { gate_us, commit_us, total_us } = times;
+        Ok(ForkReport { child, gate_us, commit_us, total_us })
+    }
+
+    /// Freezes the state of this moment: `commit` makes durable what comes of it, given the open
+    /// layer, the one below that, and how the open layer is sealed, unless it is empty.
+    pub(super) fn freeze<T>(
+        &self,
+        commit: impl FnOnce(LayerId, Option<LayerId>, Option<SealPlan>) -> Result<T, BranchError>,
+    ) -> Result<(T, Times), BranchError> {
         let start = Instant::now();
         let _turn = self.fork_turn.lock();
         let view = self.view();
@@ -84,31 +117,22 @@ impl Branch {
         if seal && self.mode == OpenMode::ReadOnly {
             return Err(BranchError::ReadOnly { name: self.row.name.to_string() });
         }
-        let child = NewBranch {
-            name,
-            origin: format!("fork:{}", self.row.name),
-            uid: by.uid,
-            command: by.command.clone(),
-        };
-        let plan = plan(&self.row, view.open.id, view.open_parent, seal, child)?;
-        let next = plan.seal.as_ref().map(|seal| seal.parent_next);
+        let (open, open_parent) = (view.open.id, view.open_parent);
+        let seal = plan_seal(open, seal)?;
         drop(view);
         crash_point(Point::ForkPlanned);
         let commit_start = Instant::now();
-        let (row, child_lock) = self.commit_fork(&plan)?;
+        let value = commit(open, open_parent, seal)?;
         let commit_us = micros(commit_start.elapsed());
         crash_point(Point::ForkCommitted);
         let gate_start = Instant::now();
-        if let Some(next) = next {
-            self.swap_open(next);
+        if let Some(seal) = seal {
+            self.swap_open(seal.parent_next);
         }
         let gate_us = micros(gate_start.elapsed());
         crash_point(Point::ForkSwapped);
-        // The child may be served from here on: what it stands on does not change any more.
-        drop(child_lock);
-        crash_point(Point::ForkReleased);
         self.background.wake();
-        Ok(ForkReport { child: row, gate_us, commit_us, total_us: micros(start.elapsed()) })
+        Ok((value, Times { gate_us, commit_us, total_us: micros(start.elapsed()) }))
     }
 
     fn commit_fork(&self, plan: &ForkPlan) -> Result<(BranchRow, Option<BranchLock>), BranchError> {
@@ -175,19 +199,8 @@ pub fn fork_unmounted(
     by: &Requester,
 ) -> Result<ForkReport, BranchError> {
     let start = Instant::now();
-    let host = Host::real()?;
-    let data = data_files(host.storage, store);
-    let head = store
-        .catalog
-        .layer(parent.head)?
-        .ok_or(BranchError::LayerMissing { layer: parent.head })?;
-    let seal = replay::has_content(&data, head.id, host.boot_id)?;
-    let child = NewBranch {
-        name,
-        origin: format!("fork:{}", parent.name),
-        uid: by.uid,
-        command: by.command.clone(),
-    };
+    let (head, seal) = plan_unmounted(store, parent)?;
+    let child = new_branch(name, format!("fork:{}", parent.name), by);
     let plan = plan(parent, head.id, head.parent, seal, child)?;
     crash_point(Point::OfflineForkPlanned);
     let mut child_lock = None;
@@ -200,65 +213,17 @@ pub fn fork_unmounted(
     Ok(ForkReport { child: row, gate_us: 0, commit_us: total_us, total_us })
 }
 
-/// Creates a branch with an empty root directory, owned by the caller, mode 0755.
-pub fn create_empty(
+/// The head of a branch that nobody serves, and how it is sealed, unless it is empty.
+pub(super) fn plan_unmounted(
     store: &Arc<Store>,
-    name: BranchName,
-    by: &Requester,
-) -> Result<BranchRow, BranchError> {
-    create_from(store, name, "empty", by)
-}
-
-/// Like [`create_empty`], for a branch that is to be filled from `origin`.
-pub fn create_from(
-    store: &Arc<Store>,
-    name: BranchName,
-    origin: &str,
-    by: &Requester,
-) -> Result<BranchRow, BranchError> {
-    let head = new_layer_id()?;
+    branch: &BranchRow,
+) -> Result<(LayerRow, Option<SealPlan>), BranchError> {
     let host = Host::real()?;
     let data = data_files(host.storage, store);
-    // The layer comes first: a crash leaves a directory that no row names, and gc takes it.
-    let layer = OpenLayer::empty((head, 0), data, host.boot_id, Box::new(|| Ok(())));
-    write_root(&layer, Record::Inode(Box::new(root_directory(by.uid))))?;
-    crash_point(Point::CreateRootWritten);
-    layer.log.discard_volatile().map_err(|source| BranchError::Host {
-        what: "removing",
-        path: store.layer_dir(head),
-        source,
-    })?;
-    crash_point(Point::CreateLogSettled);
-    let new =
-        NewBranch { name, origin: origin.to_owned(), uid: by.uid, command: by.command.clone() };
-    let row = store.catalog.create_branch(&new, NewLayer { id: head, parent: None })?;
-    crash_point(Point::CreateCommitted);
-    store.catalog.mark_layer_used(head)?;
-    crash_point(Point::CreateMarked);
-    Ok(row)
-}
-
-fn root_directory(uid: u32) -> InodeRecord {
-    let since_epoch =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let now =
-        Timestamp { secs: since_epoch.as_secs().cast_signed(), nanos: since_epoch.subsec_nanos() };
-    InodeRecord {
-        ino: Ino::ROOT,
-        kind: FileKind::Directory,
-        perm: 0o755,
-        uid,
-        gid: nix::unistd::getegid().as_raw(),
-        nlink: 2,
-        rdev: 0,
-        size: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        btime: now,
-        parent: Ino::ROOT,
-        symlink: Vec::new(),
-        xattrs: Vec::new(),
-        adopted: None,
-    }
+    let head = store
+        .catalog
+        .layer(branch.head)?
+        .ok_or(BranchError::LayerMissing { layer: branch.head })?;
+    let seal = plan_seal(head.id, replay::has_content(&data, head.id, host.boot_id)?)?;
+    Ok((head, seal))
 }

@@ -2,12 +2,14 @@
 
 pub mod checksums;
 pub mod close;
+pub mod create;
 pub mod finalize;
 pub mod fork;
 pub mod listing;
 pub mod merge;
 pub mod open;
 mod recover;
+pub mod snapshot;
 pub mod sync;
 pub mod view;
 

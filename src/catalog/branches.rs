@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use super::error::is_conflict;
 use super::layers::{self, NewLayer};
 use super::oplog::{self, Actor};
+use super::undo::Undo;
 use super::{BranchName, Catalog, CatalogError, LayerState, now_ms};
 use crate::format::{BranchId, LayerId};
 
@@ -26,8 +27,14 @@ pub struct BranchRow {
     pub created_by: u32,
     /// Whether what its parent's server left behind (pid file, sockets) is still to be removed.
     pub hygiene_pending: bool,
-    /// `empty`, `import:/path`, `adopt:/path` or `fork:parent`.
+    /// `empty`, `import:/path`, `adopt:/path`, `fork:parent` or `fork:parent@snapshot`.
     pub origin: String,
+    /// Whether delete, reset and restore are refused.
+    pub protected: bool,
+    /// When `gc` may delete it, in milliseconds since 1970; never, if none.
+    pub expires_ms: Option<i64>,
+    /// When it was deleted; what it held stays until `gc` purges it. None while it lives.
+    pub deleted_ms: Option<i64>,
 }
 
 /// What is to be recorded of a branch that comes into being.
@@ -43,7 +50,8 @@ pub struct NewBranch {
     pub command: String,
 }
 
-const COLUMNS: &str = "id, name, parent, head, created_ms, created_by, hygiene_pending, origin";
+const COLUMNS: &str = "id, name, parent, head, created_ms, created_by, hygiene_pending, origin, \
+                       protected, expires_ms, deleted_ms";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<BranchRow> {
     let name: String = row.get(1)?;
@@ -58,6 +66,9 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<BranchRow> {
         created_by: row.get(5)?,
         hygiene_pending: row.get(6)?,
         origin: row.get(7)?,
+        protected: row.get(8)?,
+        expires_ms: row.get(9)?,
+        deleted_ms: row.get(10)?,
     })
 }
 
@@ -66,8 +77,27 @@ pub(super) fn require(connection: &Connection, id: BranchId) -> Result<BranchRow
     find(connection, id)?.ok_or(CatalogError::BranchGone { id })
 }
 
-fn find(connection: &Connection, id: BranchId) -> Result<Option<BranchRow>, CatalogError> {
+/// The branch with `id`, deleted or not, or an error that says it is gone.
+pub(super) fn require_any(
+    connection: &Connection,
+    id: BranchId,
+) -> Result<BranchRow, CatalogError> {
     let sql = format!("SELECT {COLUMNS} FROM branches WHERE id = ?");
+    let found = connection.prepare_cached(&sql)?.query_row([id.0], from_row).optional()?;
+    found.ok_or(CatalogError::BranchGone { id })
+}
+
+/// The branch with `id`, for something that a protected branch is to be safe from.
+pub(super) fn require_unprotected(
+    connection: &Connection,
+    id: BranchId,
+) -> Result<BranchRow, CatalogError> {
+    let row = require(connection, id)?;
+    if row.protected { Err(CatalogError::Protected { name: row.name }) } else { Ok(row) }
+}
+
+fn find(connection: &Connection, id: BranchId) -> Result<Option<BranchRow>, CatalogError> {
+    let sql = format!("SELECT {COLUMNS} FROM live_branches WHERE id = ?");
     Ok(connection.prepare_cached(&sql)?.query_row([id.0], from_row).optional()?)
 }
 
@@ -79,12 +109,24 @@ pub(super) fn insert(
     head: LayerId,
     hygiene_pending: bool,
 ) -> Result<BranchRow, CatalogError> {
+    insert_as(transaction, new, parent, head, hygiene_pending, None)
+}
+
+/// Like [`insert`], perhaps of a branch that counts as deleted from the beginning.
+pub(super) fn insert_as(
+    transaction: &Transaction<'_>,
+    new: &NewBranch,
+    parent: Option<BranchId>,
+    head: LayerId,
+    hygiene_pending: bool,
+    deleted_ms: Option<i64>,
+) -> Result<BranchRow, CatalogError> {
     let created_ms = now_ms();
     transaction
         .prepare_cached(
             "INSERT INTO branches
-             (name, parent, head, created_ms, created_by, hygiene_pending, origin)
-             VALUES (?, ?, ?, ?, ?, ?, ?)",
+             (name, parent, head, created_ms, created_by, hygiene_pending, origin, deleted_ms)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             new.name.as_str(),
@@ -93,7 +135,8 @@ pub(super) fn insert(
             created_ms,
             new.uid,
             hygiene_pending,
-            new.origin
+            new.origin,
+            deleted_ms
         ])
         .map_err(|e| name_taken(e, &new.name))?;
     Ok(BranchRow {
@@ -105,11 +148,14 @@ pub(super) fn insert(
         created_by: new.uid,
         hygiene_pending,
         origin: new.origin.clone(),
+        protected: false,
+        expires_ms: None,
+        deleted_ms,
     })
 }
 
 /// Heads are fresh layers, so a conflict can only be about the name.
-fn name_taken(error: rusqlite::Error, name: &BranchName) -> CatalogError {
+pub(super) fn name_taken(error: rusqlite::Error, name: &BranchName) -> CatalogError {
     if is_conflict(&error) {
         CatalogError::BranchExists { name: name.clone() }
     } else {
@@ -133,7 +179,7 @@ impl Catalog {
     /// The branch of that name, if there is one.
     pub fn branch(&self, name: &BranchName) -> Result<Option<BranchRow>, CatalogError> {
         self.read(|connection| {
-            let sql = format!("SELECT {COLUMNS} FROM branches WHERE name = ?");
+            let sql = format!("SELECT {COLUMNS} FROM live_branches WHERE name = ?");
             let mut statement = connection.prepare_cached(&sql)?;
             Ok(statement.query_row([name.as_str()], from_row).optional()?)
         })
@@ -149,10 +195,23 @@ impl Catalog {
         self.read(|connection| find(connection, id))
     }
 
+    /// The branches that were deleted and can come back still, the last one first.
+    pub fn deleted_branches(&self) -> Result<Vec<BranchRow>, CatalogError> {
+        self.read(|connection| {
+            let sql = format!(
+                "SELECT {COLUMNS} FROM branches WHERE deleted_ms IS NOT NULL
+                 ORDER BY deleted_ms DESC, id DESC"
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            let rows = statement.query_map([], from_row)?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
     /// All branches, ordered by name.
     pub fn branches(&self) -> Result<Vec<BranchRow>, CatalogError> {
         self.read(|connection| {
-            let sql = format!("SELECT {COLUMNS} FROM branches ORDER BY name");
+            let sql = format!("SELECT {COLUMNS} FROM live_branches ORDER BY name");
             let mut statement = connection.prepare_cached(&sql)?;
             let rows = statement.query_map([], from_row)?;
             Ok(rows.collect::<Result<_, _>>()?)
@@ -202,14 +261,16 @@ impl Catalog {
                 .execute(params![name.as_str(), id.0])
                 .map_err(|e| name_taken(e, name))?;
             let detail = format!("branch {id} renamed from {}", old.name);
-            oplog::record(transaction, Actor { uid, command }, Some(name.as_str()), &detail)?;
+            let undo = Undo::Rename { branch: id, from: old.name.clone(), to: name.clone() };
+            let actor = Actor { uid, command };
+            oplog::record_undoable(transaction, actor, Some(name.as_str()), &detail, &undo)?;
             Ok(BranchRow { name: name.clone(), ..old })
         })
     }
 
-    /// Deletes a branch. Its children keep their data and lose their parent; layers stay for gc.
+    /// Deletes a branch. Its children keep their data; its own stays until it is purged.
     ///
-    /// The caller holds the branch's lock.
+    /// The caller holds the branch's lock. A protected branch is refused.
     pub fn delete_branch(
         &self,
         id: BranchId,
@@ -217,11 +278,37 @@ impl Catalog {
         command: &str,
     ) -> Result<BranchRow, CatalogError> {
         self.write(|transaction| {
-            let row = require(transaction, id)?;
-            transaction.prepare_cached("DELETE FROM branches WHERE id = ?")?.execute([id.0])?;
+            let row = require_unprotected(transaction, id)?;
+            transaction
+                .prepare_cached("UPDATE branches SET deleted_ms = ? WHERE id = ?")?
+                .execute(params![now_ms(), id.0])?;
             let detail = format!("branch {id} deleted, head was layer {}", row.head.dir_name());
-            oplog::record(transaction, Actor { uid, command }, Some(row.name.as_str()), &detail)?;
+            let (actor, undo) = (Actor { uid, command }, Undo::Delete { branch: id });
+            oplog::record_undoable(transaction, actor, Some(row.name.as_str()), &detail, &undo)?;
             Ok(row)
+        })
+    }
+
+    /// Forgets deleted branches for good, with their snapshots; layers stay for gc. Those that
+    /// live are left alone. Returns how many went.
+    pub fn purge_branches(
+        &self,
+        ids: &[BranchId],
+        actor: Actor<'_>,
+    ) -> Result<usize, CatalogError> {
+        self.write(|transaction| {
+            let mut gone = Vec::new();
+            for id in ids {
+                let mut purge = transaction.prepare_cached(
+                    "DELETE FROM branches WHERE id = ? AND deleted_ms IS NOT NULL RETURNING name",
+                )?;
+                gone.extend(purge.query_row([id.0], |row| row.get::<_, String>(0)).optional()?);
+            }
+            if !gone.is_empty() {
+                let detail = format!("purged {}", gone.join(", "));
+                oplog::record(transaction, actor, None, &detail)?;
+            }
+            Ok(gone.len())
         })
     }
 }

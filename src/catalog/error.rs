@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rusqlite::ErrorCode;
 
-use super::{BranchName, LayerState};
+use super::{BranchName, LayerState, SnapshotName};
 use crate::format::{BranchId, LayerId};
 
 /// An operation on the catalog failed; nothing of it was applied.
@@ -28,6 +28,68 @@ pub enum CatalogError {
     BranchGone {
         /// The id.
         id: BranchId,
+    },
+    /// The branch is not to be deleted, nor given another state.
+    #[error("branch {name} is protected")]
+    Protected {
+        /// Its name.
+        name: BranchName,
+    },
+    /// The branch has no parent that is there still.
+    #[error("branch {name} has no parent")]
+    NoParent {
+        /// Its name.
+        name: BranchName,
+    },
+    /// The name is in use.
+    #[error("snapshot {branch}@{name} exists already")]
+    SnapshotExists {
+        /// The branch.
+        branch: BranchName,
+        /// The snapshot's name.
+        name: SnapshotName,
+    },
+    /// The branch has no such snapshot.
+    #[error("there is no snapshot {branch}@{name}")]
+    SnapshotNotFound {
+        /// The branch.
+        branch: BranchName,
+        /// The snapshot's name.
+        name: SnapshotName,
+    },
+    /// Nothing was ever written to the branch.
+    #[error("branch {branch} holds nothing that a snapshot could keep")]
+    NothingToKeep {
+        /// The branch.
+        branch: BranchName,
+    },
+    /// The operation log has no such entry.
+    #[error("there is no operation {operation}")]
+    NoSuchOperation {
+        /// Its number.
+        operation: i64,
+    },
+    /// It is of a kind that cannot be taken back.
+    #[error("operation {operation} cannot be taken back")]
+    NotUndoable {
+        /// Its number.
+        operation: i64,
+    },
+    /// It was taken back before.
+    #[error("operation {operation} was taken back already, by operation {by}")]
+    UndoneAlready {
+        /// Its number.
+        operation: i64,
+        /// The operation that took it back.
+        by: i64,
+    },
+    /// Something that happened since stands in the way.
+    #[error("operation {operation} cannot be taken back any more: {what}")]
+    UndoOvertaken {
+        /// Its number.
+        operation: i64,
+        /// What.
+        what: String,
     },
     /// The catalog has no row for a layer.
     #[error("the catalog has no layer {}", .layer.dir_name())]

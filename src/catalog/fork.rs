@@ -55,6 +55,28 @@ fn apply_seal(
     branches::set_head(transaction, row.id, plan.parent_next)
 }
 
+/// Seals the open layer of branch `row` if that is planned; `planned` must be what a fork or a
+/// snapshot then stands on, which is returned.
+pub(super) fn seal_for(
+    transaction: &Transaction<'_>,
+    row: &BranchRow,
+    seal: Option<SealPlan>,
+    planned: Option<LayerId>,
+) -> Result<Option<LayerId>, CatalogError> {
+    let head = layers::require_state(transaction, row.head, LayerState::Open)?;
+    let base = match seal {
+        Some(seal) => {
+            apply_seal(transaction, row, seal)?;
+            Some(seal.open)
+        }
+        None => head.parent,
+    };
+    if planned != base {
+        return Err(CatalogError::WrongBase { branch: row.id, expected: base, found: planned });
+    }
+    Ok(base)
+}
+
 impl Catalog {
     /// Forks a branch in one transaction, durable when this returns.
     ///
@@ -67,21 +89,7 @@ impl Catalog {
     ) -> Result<BranchRow, CatalogError> {
         self.write(|transaction| {
             let parent = branches::require(transaction, plan.parent)?;
-            let head = layers::require_state(transaction, parent.head, LayerState::Open)?;
-            let base = match plan.seal {
-                Some(seal) => {
-                    apply_seal(transaction, &parent, seal)?;
-                    Some(seal.open)
-                }
-                None => head.parent,
-            };
-            if plan.child_base != base {
-                return Err(CatalogError::WrongBase {
-                    branch: parent.id,
-                    expected: base,
-                    found: plan.child_base,
-                });
-            }
+            let base = seal_for(transaction, &parent, plan.seal, plan.child_base)?;
             let top = NewLayer { id: plan.child_head, parent: base };
             layers::insert(transaction, top, LayerState::Open, false, None)?;
             let child = branches::insert(transaction, &plan.child, Some(parent.id), top.id, true)?;

@@ -13,7 +13,7 @@ use super::branches::{self, BranchRow, NewBranch};
 use super::error::{Damage, is_conflict};
 use super::oplog::{self, Actor};
 use super::{Catalog, CatalogError, now_ms};
-use crate::format::{BranchId, LayerId, counted};
+use crate::format::{LayerId, counted};
 
 /// What may happen to a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -232,34 +232,12 @@ impl Catalog {
         })
     }
 
-    /// The layers in the chain of any branch.
+    /// The layers in the chain of any branch or snapshot, also of deleted ones.
     ///
     /// A layer outside this set stays outside for good, unless an import is filling it: a new
     /// layer only ever stands on one that is reachable already.
     pub fn reachable_layers(&self) -> Result<HashSet<LayerId>, CatalogError> {
         self.read(reachable)
-    }
-
-    /// The layers that this branch reaches and no other: gc frees them once it is deleted.
-    pub fn unique_layers(&self, branch: BranchId) -> Result<HashSet<LayerId>, CatalogError> {
-        self.read(|connection| {
-            // One statement, so that a fork in between cannot show half of itself.
-            let mut statement = connection.prepare_cached(
-                "WITH RECURSIVE own (id) AS (
-                     SELECT head FROM branches WHERE id = ?1
-                     UNION
-                     SELECT l.parent FROM own o JOIN layers l ON l.id = o.id
-                     WHERE l.parent IS NOT NULL),
-                 others (id) AS (
-                     SELECT head FROM branches WHERE id <> ?1
-                     UNION
-                     SELECT l.parent FROM others o JOIN layers l ON l.id = o.id
-                     WHERE l.parent IS NOT NULL)
-                 SELECT id FROM own EXCEPT SELECT id FROM others",
-            )?;
-            let rows = statement.query_map([branch.0], |row| row.get(0).map(LayerId))?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
     }
 
     /// Notes, durably, that the layer is about to be written to and has a directory.
@@ -350,7 +328,7 @@ impl Catalog {
 fn reachable(connection: &Connection) -> Result<HashSet<LayerId>, CatalogError> {
     let mut statement = connection.prepare_cached(
         "WITH RECURSIVE reached (id) AS (
-             SELECT head FROM branches
+             SELECT layer FROM roots
              UNION
              SELECT l.parent FROM reached r JOIN layers l ON l.id = r.id
              WHERE l.parent IS NOT NULL)

@@ -4,6 +4,7 @@
 //! one transaction, on stable storage when the call returns. [`store::Store`] is the directory
 //! around it, [`lock`] decides who may serve or change a branch.
 
+pub mod attributes;
 pub mod branch_name;
 pub mod branches;
 pub mod error;
@@ -11,9 +12,14 @@ pub mod fork;
 pub mod layers;
 pub mod lock;
 pub mod oplog;
+pub mod reach;
+pub mod rehead;
 pub mod reserve;
 mod schema;
+pub mod snapshot_name;
+pub mod snapshots;
 pub mod store;
+pub mod undo;
 mod wal;
 
 #[cfg(test)]
@@ -32,7 +38,11 @@ pub use error::{CatalogError, DatabaseTrouble};
 pub use fork::{ForkPlan, SealPlan};
 pub use layers::{LayerRow, LayerState, NewLayer};
 pub use lock::{BranchLock, FileLock, LockError};
-pub use oplog::OperationRow;
+pub use oplog::{Actor, OperationRow};
+pub use reach::Reach;
+pub use rehead::ReheadPlan;
+pub use snapshot_name::{BranchPoint, PointError, SnapshotName, SnapshotPoint};
+pub use snapshots::{NewSnapshot, SnapshotPlan, SnapshotRow};
 pub use store::{Store, StoreError, default_store_dir};
 
 use crate::io::crash::{Point, crash_point};
@@ -168,6 +178,6 @@ fn configure(connection: &Connection) -> Result<(), CatalogError> {
 }
 
 /// Now, in milliseconds since 1970.
-fn now_ms() -> i64 {
+pub fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }

@@ -10,11 +10,14 @@ use super::CatalogError;
 const APPLICATION_ID: i64 = 0x636f_7766;
 
 /// The version of the tables below. A higher one is refused.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 
 /// Branch ids are never reused (AUTOINCREMENT), because lock and socket files carry them. Layer
 /// ids are random and chosen by the caller. Depth is stored so that a walk down a chain proves
 /// itself: each step is one lower, so a cycle cannot go unnoticed.
+///
+/// A deleted branch keeps its row, and with it its layers, until `gc` purges it; its name is free at
+/// once. `roots` is all that keeps a layer alive.
 const TABLES: &str = "
 CREATE TABLE layers (
     id            INTEGER PRIMARY KEY CHECK (id > 0),
@@ -29,23 +32,46 @@ CREATE INDEX layers_by_parent ON layers (parent) WHERE parent IS NOT NULL;
 
 CREATE TABLE branches (
     id               INTEGER PRIMARY KEY AUTOINCREMENT,
-    name             TEXT NOT NULL UNIQUE,
+    name             TEXT NOT NULL,
     parent           INTEGER REFERENCES branches (id) ON DELETE SET NULL,
     head             INTEGER NOT NULL UNIQUE REFERENCES layers (id),
     origin           TEXT NOT NULL,
     hygiene_pending  INTEGER NOT NULL CHECK (hygiene_pending IN (0, 1)),
     created_by       INTEGER NOT NULL,
-    created_ms       INTEGER NOT NULL
+    created_ms       INTEGER NOT NULL,
+    protected        INTEGER NOT NULL DEFAULT 0 CHECK (protected IN (0, 1)),
+    expires_ms       INTEGER,
+    deleted_ms       INTEGER
 ) STRICT;
+CREATE UNIQUE INDEX branch_names ON branches (name) WHERE deleted_ms IS NULL;
+CREATE VIEW live_branches AS SELECT * FROM branches WHERE deleted_ms IS NULL;
 CREATE INDEX branches_by_parent ON branches (parent) WHERE parent IS NOT NULL;
 
+CREATE TABLE snapshots (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    branch      INTEGER NOT NULL REFERENCES branches (id) ON DELETE CASCADE,
+    name        TEXT NOT NULL,
+    layer       INTEGER NOT NULL REFERENCES layers (id),
+    created_by  INTEGER NOT NULL,
+    created_ms  INTEGER NOT NULL,
+    expires_ms  INTEGER,
+    UNIQUE (branch, name)
+) STRICT;
+CREATE INDEX snapshots_by_layer ON snapshots (layer);
+
+CREATE VIEW roots AS
+    SELECT head AS layer, id AS branch, NULL AS snapshot FROM branches
+    UNION ALL SELECT layer, branch, id FROM snapshots;
+
 CREATE TABLE operations (
-    id       INTEGER PRIMARY KEY AUTOINCREMENT,
-    at_ms    INTEGER NOT NULL,
-    uid      INTEGER NOT NULL,
-    command  TEXT NOT NULL,
-    branch   TEXT,
-    detail   TEXT NOT NULL
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms      INTEGER NOT NULL,
+    uid        INTEGER NOT NULL,
+    command    TEXT NOT NULL,
+    branch     TEXT,
+    detail     TEXT NOT NULL,
+    undo       TEXT,
+    undone_by  INTEGER REFERENCES operations (id)
 ) STRICT;
 ";
 

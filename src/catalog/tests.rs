@@ -12,6 +12,8 @@ use super::error::Damage;
 use super::*;
 use crate::format::{BranchId, LayerId};
 
+mod life;
+
 struct Place {
     _dir: tempfile::TempDir,
     path: PathBuf,
@@ -40,6 +42,10 @@ impl Place {
         self.catalog
             .create_branch(&new_branch(text), NewLayer { id: LayerId(head), parent: None })
             .unwrap()
+    }
+
+    fn purge(&self, id: BranchId) {
+        assert_eq!(self.catalog.purge_branches(&[id], Actor::process("test")).unwrap(), 1);
     }
 
     fn head(&self, branch: &BranchRow) -> LayerId {
@@ -169,13 +175,14 @@ fn refused_forks_change_nothing() {
     place.fork(&main, "dev", 2).unwrap();
     place.raw(
         "INSERT INTO layers VALUES (50, NULL, 0, 'sealed', 0, NULL, 0);
-               INSERT INTO branches VALUES (90, 'stuck', NULL, 50, 'empty', 0, 0, 0);",
+               INSERT INTO branches (id, name, head, origin, hygiene_pending, created_by, created_ms)
+               VALUES (90, 'stuck', 50, 'empty', 0, 0, 0);",
     );
     let snapshot = || {
         let c = &place.catalog;
         let mut layers = c.all_layers().unwrap();
         layers.sort_by_key(|row| row.id);
-        (c.branches().unwrap(), layers, c.log(1000).unwrap())
+        (c.branches().unwrap(), layers, c.log(None, 1000).unwrap())
     };
     let before = snapshot();
     let refusal = |plan: &ForkPlan| {
@@ -247,7 +254,7 @@ fn two_connections_forking_at_once_make_one_chain() {
     assert_eq!(chain.len() as u64, 1 + 2 * FORKS);
     assert!(chain.iter().skip(1).all(|row| row.state == LayerState::Sealed));
     assert_eq!(place.catalog.self_check().unwrap(), Vec::<String>::new());
-    assert_eq!(place.catalog.log(1000).unwrap().len() as u64, 1 + 2 * FORKS);
+    assert_eq!(place.catalog.log(None, 1000).unwrap().len() as u64, 1 + 2 * FORKS);
 }
 
 #[test]
@@ -326,7 +333,8 @@ fn a_chain_of_a_thousand_layers_is_read_in_a_few_milliseconds() {
          WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 999)
          INSERT INTO layers SELECT i + 1, NULLIF(i, 0), i, 'sealed', 1, NULL, 0 FROM n;
          UPDATE layers SET state = 'open' WHERE id = 1000;
-         INSERT INTO branches VALUES (1, 'main', NULL, 1000, 'empty', 0, 0, 0);
+         INSERT INTO branches (id, name, head, origin, hygiene_pending, created_by, created_ms)
+         VALUES (1, 'main', 1000, 'empty', 0, 0, 0);
          COMMIT;",
     );
     let chain = place.catalog.chain(LayerId(1000)).unwrap();
@@ -413,15 +421,18 @@ fn a_deleted_parent_leaves_its_children_whole() {
     let place = Place::new();
     let main = place.empty_branch("main", 1);
     let dev = place.fork(&main, "dev", 2).unwrap();
-    let unique = |id| place.catalog.unique_layers(id).unwrap();
+    let unique = |id| place.catalog.reach().unwrap().only_of_branch(id);
     assert_eq!(unique(main.id), HashSet::from([LayerId(2)]));
     assert_eq!(unique(dev.id), HashSet::from([LayerId(3)]));
     place.catalog.delete_branch(main.id, 42, "delete").unwrap();
+    assert_eq!(place.catalog.branch(&name("main")).unwrap(), None);
+    assert_eq!(unique(dev.id), HashSet::from([LayerId(3)]), "the deleted one may come back");
+    place.purge(main.id);
     let dev = place.catalog.branch_by_id(dev.id).unwrap().unwrap();
     assert_eq!(dev.parent, None);
     assert_eq!(ids(&place.catalog.chain(dev.head).unwrap()), [3, 1]);
     // Now it is the only one that needs what it shared.
-    let unique = place.catalog.unique_layers(dev.id).unwrap();
+    let unique = place.catalog.reach().unwrap().only_of_branch(dev.id);
     assert_eq!(unique, HashSet::from([LayerId(1), LayerId(3)]));
     assert_eq!(place.catalog.reachable_layers().unwrap(), HashSet::from([LayerId(1), LayerId(3)]));
     // An id is never used again: lock files and sockets carry it.
@@ -440,6 +451,10 @@ fn gc_removes_rows_from_the_top_and_nothing_that_is_reachable() {
     place.catalog.delete_branch(dev.id, 0, "delete").unwrap();
     let deep = place.catalog.require_branch(&name("deep")).unwrap();
     place.catalog.delete_branch(deep.id, 0, "delete").unwrap();
+    let everything = [1, 2, 3, 4, 5].map(LayerId);
+    assert_eq!(place.catalog.remove_layers(&everything).unwrap(), 0, "they may come back");
+    place.purge(dev.id);
+    place.purge(deep.id);
     // Lower layers first, one that does not exist, and two that are in use.
     let asked = [1, 2, 3, 4, 5, 99].map(LayerId);
     assert_eq!(place.catalog.remove_layers(&asked).unwrap(), 3);
@@ -476,7 +491,7 @@ fn every_change_is_in_the_operation_log_and_no_refusal_is() {
         .rename_branch(main.id, &name("prod"), 7, "cowfs branch rename main prod")
         .unwrap();
     place.catalog.delete_branch(main.id, 8, "cowfs branch delete prod").unwrap();
-    let log = place.catalog.log(10).unwrap();
+    let log = place.catalog.log(None, 10).unwrap();
     let short: Vec<(u32, &str, Option<&str>)> =
         log.iter().map(|row| (row.uid, row.command.as_str(), row.branch.as_deref())).collect();
     let us = nix::unistd::getuid().as_raw();
@@ -490,7 +505,7 @@ fn every_change_is_in_the_operation_log_and_no_refusal_is() {
             (42, "create main", Some("main")),
         ]
     );
-    assert_eq!(place.catalog.log(2).unwrap(), log[..2]);
+    assert_eq!(place.catalog.log(None, 2).unwrap(), log[..2]);
 }
 
 #[test]
@@ -509,11 +524,11 @@ fn marking_a_layer_used_is_idempotent() {
 fn future_foreign_and_missing_files_are_refused_by_name() {
     let place = Place::new();
     place.empty_branch("main", 1);
-    place.raw("PRAGMA user_version = 2");
+    place.raw("PRAGMA user_version = 3");
     let future = Catalog::open(&place.path).err().unwrap();
-    assert!(matches!(future, CatalogError::UnknownVersion { found: 2, supported: 1, .. }));
-    assert!(future.to_string().contains("version 2"), "{future}");
-    place.raw("PRAGMA user_version = 1; PRAGMA application_id = 5");
+    assert!(matches!(future, CatalogError::UnknownVersion { found: 3, supported: 2, .. }));
+    assert!(future.to_string().contains("version 3"), "{future}");
+    place.raw("PRAGMA user_version = 2; PRAGMA application_id = 5");
     let foreign = Catalog::open(&place.path).err().unwrap();
     assert!(matches!(foreign, CatalogError::Foreign { .. }), "{foreign}");
 

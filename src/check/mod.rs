@@ -11,7 +11,7 @@ mod names;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 
-use crate::catalog::{BranchName, CatalogError, LayerRow, LayerState, Store};
+use crate::catalog::{BranchName, BranchRow, CatalogError, LayerRow, LayerState, Store};
 use crate::format::LayerId;
 
 /// Something that is not as it must be.
@@ -112,25 +112,45 @@ pub fn check(
         branches.retain(|branch| branch.name == *only);
     }
     report.branches = branches.len();
-    let mut chains = Vec::with_capacity(branches.len());
-    for branch in &branches {
-        match store.catalog.chain(branch.head) {
+    let mut chains = Vec::new();
+    for (who, top) in states(store, branches, options.branch.is_none())? {
+        match store.catalog.chain(top) {
             Ok(chain) => {
                 for row in &chain {
-                    let affected = report.affected.entry(row.id).or_default();
-                    affected.insert(branch.name.to_string());
+                    report.affected.entry(row.id).or_default().insert(who.clone());
                 }
                 chains.push(chain);
             }
-            Err(error) => {
-                report.damaged(store.catalog.path(), format!("branch {}: {error}", branch.name));
-            }
+            Err(error) => report.damaged(store.catalog.path(), format!("branch {who}: {error}")),
         }
     }
     let sound = check_layers(store, options, progress, &mut report)?;
     check_trees(store, &chains, &sound, &mut report);
     report.current = None;
     Ok(report)
+}
+
+/// All that the store promises to keep: the branches with their snapshots and, if `with_deleted`,
+/// what was deleted and can come back. For each what it is called, and its newest layer.
+fn states(
+    store: &Store,
+    branches: Vec<BranchRow>,
+    with_deleted: bool,
+) -> Result<Vec<(String, LayerId)>, CatalogError> {
+    let deleted = if with_deleted { store.catalog.deleted_branches()? } else { Vec::new() };
+    let snapshots = store.catalog.snapshots()?;
+    let mut states = Vec::new();
+    for row in branches.into_iter().chain(deleted) {
+        let name = match row.deleted_ms {
+            None => row.name.to_string(),
+            Some(_) => format!("{} (deleted, id {})", row.name, row.id),
+        };
+        for snapshot in snapshots.iter().filter(|snapshot| snapshot.branch == row.id) {
+            states.push((format!("{name}@{}", snapshot.name), snapshot.layer));
+        }
+        states.push((name, row.head));
+    }
+    Ok(states)
 }
 
 /// Looks at every layer; returns those whose records can be read.

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::prune::{Pruned, prune};
+use super::span::{self, Span};
 use super::{failure, output};
 use crate::catalog::{CatalogError, FileLock, LayerRow, LayerState, LockError, Store, reserve};
 use crate::format::{BranchId, LayerId, counted};
@@ -21,19 +24,27 @@ const DOOMED: &str = ".gone";
 /// Arguments of `cowfs gc`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Safe at any time, also beside mounted branches, forks and imports. With -q nothing is printed but errors.
+    after_help = "Deletes branches and snapshots that have expired, forgets branches that were deleted more than a day
+ago (until then `cowfs undo` brings them back), and frees the layers that nothing needs any more.
+Safe at any time, also beside mounted branches, forks and imports. With -q nothing is printed but
+errors.
 
 Examples:
   cowfs gc --dry-run
+  cowfs gc --now
   cowfs gc -q"
 )]
 pub(super) struct GcArgs {
     /// Only say what would be freed
     #[arg(long)]
     dry_run: bool,
-    /// Also remove leftovers younger than ten minutes, if no other cowfs uses the store
-    #[arg(long)]
+    /// Forget deleted branches at once, and remove leftovers younger than ten minutes too, if no
+    /// other cowfs uses the store
+    #[arg(long, conflicts_with = "grace")]
     now: bool,
+    /// For how long a deleted branch can come back
+    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = span::parse)]
+    grace: Span,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -50,6 +61,10 @@ struct Report {
     young_leftovers: usize,
     /// Bytes on disk.
     bytes: u64,
+    /// Bytes that only deleted branches need that can come back still.
+    bytes_kept: u64,
+    #[serde(flatten)]
+    pruned: Pruned,
 }
 
 /// With `quiet` nothing is said but errors, and the JSON that was asked for.
@@ -58,6 +73,11 @@ pub(super) fn run(args: &GcArgs, store: &Store, quiet: bool) -> Result<u8, Failu
     let turn = if args.dry_run { None } else { Some(take_turn(store)?) };
     if turn.is_some() {
         crash_point(Point::GcLocked);
+    }
+    let grace = (!args.now).then_some(args.grace);
+    report.pruned = prune(store, grace, args.dry_run)?;
+    if turn.is_some() {
+        crash_point(Point::GcPruned);
     }
     remove_layers(args, store, &mut report)?;
     remove_leftovers(args, store, &mut report)?;
@@ -86,6 +106,31 @@ fn sentence(report: &Report) -> String {
         counted(report.layers, "layer"),
         counted(report.leftovers, "leftover"),
     );
+    let pruned = &report.pruned;
+    let count = |text: &mut String, names: &[String], what: &str| {
+        if !names.is_empty() {
+            let branches = if names.len() == 1 { "branch" } else { "branches" };
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{what} {branches} {}", names.join(", "));
+        }
+    };
+    let deleted = if report.dry_run { "Would delete expired" } else { "Deleted expired" };
+    count(&mut text, &pruned.expired_branches, deleted);
+    let kept = "Kept, for they are in use or protected, expired";
+    count(&mut text, &pruned.expired_branches_kept, kept);
+    if pruned.expired_snapshots > 0 {
+        let verb = if report.dry_run { "Would delete" } else { "Deleted" };
+        let _ = writeln!(text, "{verb} {}", counted(pruned.expired_snapshots, "expired snapshot"));
+    }
+    if pruned.deleted_branches_kept > 0 {
+        let n = pruned.deleted_branches_kept;
+        let _ = writeln!(
+            text,
+            "{} in {n} deleted {} kept for `cowfs undo`; with --now they go",
+            output::bytes(report.bytes_kept),
+            if n == 1 { "branch" } else { "branches" },
+        );
+    }
     if report.young_leftovers > 0 {
         text.push_str(&counted(report.young_leftovers, "leftover"));
         text.push_str(" younger than ten minutes kept: a running command may need it\n");
@@ -129,7 +174,11 @@ fn remove_tree(dir: &Path) -> Result<(), Failure> {
 fn remove_layers(args: &GcArgs, store: &Store, report: &mut Report) -> Result<(), Failure> {
     let catalog = |error: CatalogError| failure::of_catalog(&error);
     let rows = store.catalog.all_layers().map_err(catalog)?;
-    let reachable = store.catalog.reachable_layers().map_err(catalog)?;
+    let reach = store.catalog.reach().map_err(catalog)?;
+    let reachable = reach.of(|root| !report.pruned.dooms(root));
+    let only_deleted = reach.only_of(|root| root.deleted || report.pruned.dooms(root));
+    let kept = only_deleted.intersection(&reachable).map(|id| store.layer_dir(*id));
+    report.bytes_kept = kept.map(|dir| output::disk_usage(&dir)).sum();
     let mut gone = Vec::new();
     let mut claims = Vec::new();
     for row in rows.iter().filter(|row| !reachable.contains(&row.id)) {

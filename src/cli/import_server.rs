@@ -14,7 +14,8 @@ use nix::unistd::{Pid, User};
 use super::branch::delete;
 use super::postgres::bring_up;
 use super::{failure, output};
-use crate::branch::fork::{Requester, create_from};
+use crate::branch::create::create_from;
+use crate::branch::fork::Requester;
 use crate::catalog::{BranchName, BranchRow, Store};
 use crate::io::sys;
 use crate::postgres::owner::Owner;
@@ -75,7 +76,7 @@ pub(super) fn run(store: &Arc<Store>, import: &ServerImport<'_>) -> Result<(), F
     let major = match done {
         Ok(major) => major,
         Err(failure) => {
-            if let Err(stays) = delete::delete(store, &row, true) {
+            if let Err(stays) = delete::delete(store, &row, true, delete::After::Purge) {
                 eprintln!("Cannot delete branch {} again: {stays}", import.name);
             }
             return Err(failure);

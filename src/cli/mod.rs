@@ -12,10 +12,14 @@ mod gc;
 mod import;
 mod import_server;
 mod init;
+mod log;
 mod metrics;
 mod mount;
 mod output;
 mod postgres;
+mod prune;
+mod snapshot;
+mod span;
 mod status;
 mod unmount;
 
@@ -25,6 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::branch::fork::Requester;
 use crate::catalog::{Store, default_store_dir, reserve};
 use crate::serve::Failure;
 
@@ -65,9 +70,16 @@ enum Command {
     /// Make a new store
     Init(init::InitArgs),
     Import(import::ImportArgs),
-    /// Create, list, show, rename and delete branches
+    /// Create, list, show, reset and delete branches
     #[command(subcommand)]
     Branch(branch::BranchCommand),
+    /// Keep states of a branch under names
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Show who did what, and when
+    Log(log::LogArgs),
+    /// Take back a delete, rename, reset or restore
+    Undo(log::UndoArgs),
     /// Serve a branch at a directory
     Mount(mount::MountArgs),
     /// Stop serving a branch
@@ -153,6 +165,11 @@ fn command_line() -> String {
     std::iter::once("cowfs".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
 }
 
+/// Who runs this command, for the operation log.
+fn requester() -> Requester {
+    Requester { uid: nix::unistd::getuid().as_raw(), command: command_line() }
+}
+
 impl Cli {
     fn store_dir(&self) -> PathBuf {
         let named = || std::env::var_os(STORE_VARIABLE).filter(|dir| !dir.is_empty());
@@ -196,6 +213,12 @@ impl Cli {
                 self.with_room(|| command.run(self.open_store()?))
             }
             Command::Branch(command) => command.run(self.open_store()?),
+            Command::Snapshot(command) if command.makes_room() => {
+                self.with_room(|| command.run(self.open_store()?))
+            }
+            Command::Snapshot(command) => command.run(self.open_store()?),
+            Command::Log(args) => log::run(args, &self.open_store()?),
+            Command::Undo(args) => log::undo(args, &self.open_store()?),
             Command::Mount(args) => mount::run(args, || self.open_store()),
             Command::Unmount(args) => unmount::run(args, &self.open_store()?),
             Command::Status(args) => status::run(args, &self.open_store()?),

@@ -158,6 +158,7 @@ points! {
     GcLayerRemoved = "gc.layer_removed", "An unreachable layer's directory is gone, its row is not.";
     GcRowsRemoved = "gc.rows_removed", "The rows are gone.";
     GcDoomed = "gc.doomed", "A directory without a row has its name for the doomed.";
+    GcPruned = "gc.pruned", "What expired is deleted, and forgotten what was deleted long ago.";
     GcLeftoversRemoved = "gc.leftovers_removed", "Those directories are removed.";
     GcRunFilesRemoved = "gc.run_files_removed", "The files in run/ that nobody needs are removed.";
     GcLogShortened = "gc.log_shortened", "The catalog's log is empty.";

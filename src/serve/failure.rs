@@ -35,6 +35,25 @@ pub fn of_catalog(error: &CatalogError) -> Failure {
         CatalogError::BranchExists { .. } => {
             failure("branch_exists").hint("choose another name, or delete that branch first")
         }
+        CatalogError::Protected { name } => failure("protected")
+            .hint(format!("`cowfs branch unprotect {name}` first, if that is what you want")),
+        CatalogError::NoParent { .. } => {
+            failure("no_parent").hint("`cowfs branch list` shows the tree")
+        }
+        CatalogError::SnapshotExists { branch, .. } => failure("snapshot_exists")
+            .hint(format!("choose another name; `cowfs snapshot list {branch}` shows them")),
+        CatalogError::SnapshotNotFound { branch, .. } => {
+            failure("snapshot_not_found").hint(format!("`cowfs snapshot list {branch}` shows them"))
+        }
+        CatalogError::NothingToKeep { .. } => failure("empty").hint("write something to it first"),
+        CatalogError::NoSuchOperation { .. }
+        | CatalogError::NotUndoable { .. }
+        | CatalogError::UndoneAlready { .. } => {
+            failure("not_undoable").hint("`cowfs log` shows what can be taken back")
+        }
+        CatalogError::UndoOvertaken { .. } => {
+            failure("not_undoable").hint("`cowfs log` shows what happened since")
+        }
         CatalogError::Damaged { .. } => failure(DAMAGED).exit(3).hint(CHECK_HINT),
         CatalogError::Missing { .. } | CatalogError::Foreign { .. } => failure(DAMAGED)
             .exit(3)

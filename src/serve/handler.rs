@@ -11,7 +11,7 @@ use super::process;
 use super::protocol::{Failure, Request, Response, ServerStatus};
 use super::run_file::RunFile;
 use crate::branch::fork::Requester;
-use crate::catalog::BranchName;
+use crate::catalog::{BranchName, NewSnapshot};
 use crate::fs::Fs;
 use crate::fuse::Metrics;
 
@@ -70,6 +70,10 @@ impl Handler for BranchHandler {
                 let creator = creator.filter(|_| uid == 0).unwrap_or(uid);
                 self.fork(&name, &Requester { uid: creator, command })
             }
+            Request::Snapshot { name, expires_ms, uid: creator, command } => {
+                let uid = creator.filter(|_| uid == 0).unwrap_or(uid);
+                self.snapshot(NewSnapshot { name, expires_ms, uid, command })
+            }
             Request::Sync => match self.fs.sync_everything() {
                 Ok(_durable) => Ok(Response::Synced),
                 Err(error) => Err(failure::of_fs(&error)),
@@ -115,6 +119,13 @@ impl BranchHandler {
             commit_us: report.commit_us,
             total_us: report.total_us,
         })
+    }
+
+    fn snapshot(&self, new: NewSnapshot) -> Result<Response, Failure> {
+        let report = self.fs.branch.snapshot(new).map_err(|error| failure::of_branch(&error))?;
+        let (name, times) = (&report.snapshot.name, report.times);
+        tracing::info!(%name, gate_us = times.gate_us, total_us = times.total_us, "snapshot taken");
+        Ok(Response::Snapshotted { times })
     }
 
     fn unmount(&self, lazy: bool) -> Result<Response, Failure> {

@@ -13,6 +13,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::branch::close::BranchStats;
+use crate::branch::fork::Times;
+use crate::catalog::SnapshotName;
 use crate::format::BranchId;
 use crate::fuse::RequestStats;
 
@@ -31,6 +33,17 @@ pub enum Request {
     Fork {
         /// Name of the child; checked by the server.
         name: String,
+        /// Who is recorded as its creator; only root may name somebody else.
+        uid: Option<u32>,
+        /// The command line, for the operation log.
+        command: String,
+    },
+    /// Keep the branch's state of this moment as a snapshot.
+    Snapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// When it may go, in milliseconds since 1970; never, if none.
+        expires_ms: Option<i64>,
         /// Who is recorded as its creator; only root may name somebody else.
         uid: Option<u32>,
         /// The command line, for the operation log.
@@ -70,6 +83,11 @@ pub enum Response {
         commit_us: u64,
         /// Microseconds in all.
         total_us: u64,
+    },
+    /// To [`Request::Snapshot`].
+    Snapshotted {
+        /// How long it took.
+        times: Times,
     },
     /// To [`Request::Sync`].
     Synced,

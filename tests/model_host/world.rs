@@ -159,7 +159,7 @@ impl World {
         self.at = 0;
         gone.close();
         self.unmount(&gone);
-        self.scene.run(&["branch", "delete", &gone.name]).ok();
+        self.scene.run(&["branch", "delete", &gone.name, "--purge"]).ok();
         self.scene.run(&["gc"]).ok();
         fs::remove_dir_all(&gone.host).unwrap();
     }

@@ -1,5 +1,7 @@
 //! A store with a Postgres cluster in it, and the command to work on it. Cleans up after itself,
 //! also when a test fails.
+// Each suite is a program of its own and uses a part of this.
+#![allow(dead_code)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

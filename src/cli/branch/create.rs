@@ -1,33 +1,36 @@
 //! `cowfs branch create`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::super::{command_line, failure, output};
-use crate::branch::fork::{Requester, create_empty, fork_unmounted};
-use crate::catalog::{BranchName, BranchRow, CatalogError, LockError, Store};
-use crate::serve::{ControlError, Failure, Request, Response, control};
-
-/// How long a fork waits for a parent that is just being mounted, unmounted or changed.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Time for the serving process to answer; forks take milliseconds.
-const FORK_TIMEOUT: Duration = Duration::from_secs(60);
+use super::super::span::{self, Span};
+use super::super::{failure, output, requester};
+use super::here_or_there::{self, here_or_there};
+use crate::branch::create::create_empty;
+use crate::branch::fork::{Requester, fork_unmounted};
+use crate::branch::snapshot::branch_from_snapshot;
+use crate::catalog::{Actor, BranchName, BranchPoint, BranchRow, SnapshotName, Store};
+use crate::serve::{Failure, Request, Response};
 
 /// Arguments of `cowfs branch create`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("source").required(true))]
 #[command(after_help = "Examples:
   cowfs branch create scratch --empty
-  cowfs branch create ticket-42 --from main")]
+  cowfs branch create ticket-42 --from main
+  cowfs branch create yesterday --from main@nightly --ttl 7d")]
 pub(in crate::cli) struct CreateArgs {
     /// Name of the new branch
     name: BranchName,
     /// Start with an empty directory
     #[arg(long, group = "source")]
     empty: bool,
-    /// Fork this branch, mounted or not
-    #[arg(long, value_name = "PARENT", group = "source")]
-    from: Option<BranchName>,
+    /// Fork this branch, mounted or not, or one of its snapshots
+    #[arg(long, value_name = "PARENT[@SNAPSHOT]", group = "source")]
+    from: Option<BranchPoint>,
+    /// Have gc delete it after that time, for example 12h or 7d
+    #[arg(long, value_name = "DURATION", value_parser = span::parse)]
+    ttl: Option<Span>,
     /// Succeed if the branch exists already
     #[arg(long)]
     if_not_exists: bool,
@@ -41,6 +44,8 @@ struct Created<'a> {
     branch: &'a BranchName,
     /// The branch that it is a fork of, also where another one was asked for.
     parent: Option<BranchName>,
+    /// The parent's snapshot that it began with.
+    snapshot: Option<SnapshotName>,
     created: bool,
     /// How a branch that exists already is not what was asked for; none if it is.
     differs: Option<String>,
@@ -48,14 +53,18 @@ struct Created<'a> {
     gate_us: u64,
     /// Microseconds of the fork itself.
     fork_us: u64,
+    /// When gc may delete it.
+    expires: Option<String>,
 }
 
 pub(super) fn run(args: &CreateArgs, store: Store) -> Result<u8, Failure> {
     let store = Arc::new(store);
-    let by = Requester { uid: nix::unistd::getuid().as_raw(), command: command_line() };
+    let by = requester();
     let mut created = Created {
         branch: &args.name,
-        parent: args.from.clone(),
+        parent: args.from.as_ref().map(|from| from.branch.clone()),
+        snapshot: args.from.as_ref().and_then(|from| from.snapshot.clone()),
+        expires: None,
         created: true,
         differs: None,
         gate_us: 0,
@@ -68,11 +77,17 @@ pub(super) fn run(args: &CreateArgs, store: Store) -> Result<u8, Failure> {
         Some(parent) => fork(&store, parent, &args.name, &by),
     };
     match done {
-        Ok((gate_us, fork_us)) => (created.gate_us, created.fork_us) = (gate_us, fork_us),
+        Ok((gate_us, fork_us)) => {
+            (created.gate_us, created.fork_us) = (gate_us, fork_us);
+            let row = require(&store, &args.name)?;
+            created.expires = expire(&store, &row, args.ttl, &by)?;
+        }
         Err(failure) if args.if_not_exists && failure.kind == "branch_exists" => {
             created.created = false;
             let row = require(&store, &args.name)?;
             created.parent = existing_parent(&store, &row)?;
+            created.snapshot = snapshot_of(&row);
+            created.expires = row.expires_ms.map(output::time);
             created.differs = difference(&row, created.parent.as_ref(), args.from.as_ref());
         }
         Err(failure) => return Err(failure),
@@ -94,19 +109,30 @@ fn existing_parent(store: &Store, row: &BranchRow) -> Result<Option<BranchName>,
     Ok(parent.map(|row| row.name))
 }
 
+/// The snapshot that a branch began with, as its origin has it.
+fn snapshot_of(row: &BranchRow) -> Option<SnapshotName> {
+    row.origin.strip_prefix("fork:")?.split_once('@')?.1.parse().ok()
+}
+
 /// In which way the branch of `row`, a fork of `parent`, is not the fork of `wanted` (or the empty
 /// branch) that was asked for.
 fn difference(
     row: &BranchRow,
     parent: Option<&BranchName>,
-    wanted: Option<&BranchName>,
+    wanted: Option<&BranchPoint>,
 ) -> Option<String> {
     let empty = parent.is_none() && row.origin == "empty";
-    if parent == wanted && (parent.is_some() || empty) {
+    let snapshot = snapshot_of(row);
+    let same = parent == wanted.map(|wanted| &wanted.branch)
+        && snapshot.as_ref() == wanted.and_then(|wanted| wanted.snapshot.as_ref());
+    if same && (parent.is_some() || empty) {
         return None;
     }
     let (is, fork) = match (parent, row.origin.split_once(':')) {
-        (Some(parent), _) => (format!("a fork of {parent}"), true),
+        (Some(parent), _) => {
+            let at = snapshot.map_or_else(String::new, |name| format!("@{name}"));
+            (format!("a fork of {parent}{at}"), true)
+        }
         (None, Some(("fork", gone))) => (format!("a fork of {gone}, which was deleted"), true),
         (None, Some((_, source))) => (format!("an import of {source}"), false),
         (None, None) => ("a branch that began empty".to_owned(), false),
@@ -126,67 +152,71 @@ fn sentence(created: &Created<'_>) -> String {
         (true, None) => format!("Created branch {name}, empty\n"),
         (true, Some(parent)) => {
             let (whole, rest) = (created.fork_us / 1000, created.fork_us % 1000 / 100);
-            format!("Created branch {name} from {parent} in {whole}.{rest} ms\n")
+            let at = created.snapshot.as_ref().map_or_else(String::new, |at| format!("@{at}"));
+            format!("Created branch {name} from {parent}{at} in {whole}.{rest} ms\n")
         }
     }
+}
+
+/// Sets when gc may delete a new branch, if that was asked for; gives the time for people.
+fn expire(
+    store: &Store,
+    row: &BranchRow,
+    ttl: Option<Span>,
+    by: &Requester,
+) -> Result<Option<String>, Failure> {
+    let Some(ttl) = ttl else { return Ok(None) };
+    let (at, actor) = (ttl.ahead_ms(), Actor { uid: by.uid, command: &by.command });
+    let set = store.catalog.set_expiry(row.id, Some(at), actor);
+    set.map_err(|error| failure::of_catalog(&error))?;
+    Ok(Some(output::time(at)))
 }
 
 /// Forks through the process that serves the parent, or here if none does; gives microseconds that
 /// the parent was held up, and of the fork itself.
 pub(in crate::cli) fn fork(
     store: &Arc<Store>,
+    parent: &BranchPoint,
+    child: &BranchName,
+    by: &Requester,
+) -> Result<(u64, u64), Failure> {
+    let Some(snapshot) = &parent.snapshot else {
+        return fork_now(store, &parent.branch, child, by);
+    };
+    let begin = Instant::now();
+    let row = require(store, &parent.branch)?;
+    let snapshot = store.catalog.require_snapshot(&row, snapshot);
+    let snapshot = snapshot.map_err(|error| failure::of_catalog(&error))?;
+    let made = branch_from_snapshot(store, &row, &snapshot, child.clone(), by);
+    made.map_err(|error| failure::of_branch(&error))?;
+    Ok((0, u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX)))
+}
+
+fn fork_now(
+    store: &Arc<Store>,
     parent: &BranchName,
     child: &BranchName,
     by: &Requester,
 ) -> Result<(u64, u64), Failure> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let row = require(store, parent)?;
-        match store.lock_branch(row.id) {
-            Ok(lock) => {
-                // The head may have moved between the look and the lock.
-                let row = require(store, parent)?;
-                let report = fork_unmounted(store, &row, &lock, child.clone(), by);
-                let report = report.map_err(|error| failure::of_branch(&error))?;
-                return Ok((0, report.total_us));
-            }
-            Err(error @ LockError::Io { .. }) => return Err(failure::of_lock_file(&error)),
-            Err(error @ LockError::Busy { .. }) => match ask_server(store, &row, child, by) {
-                Err(ControlError::NotServed) if Instant::now() < deadline => {
-                    // Somebody mounts, unmounts or changes it: soon there is a server, or a lock.
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(ControlError::NotServed) => {
-                    return Err(failure::of_lock(parent.as_str(), &error));
-                }
-                Err(ControlError::Failed(failure)) => return Err(failure),
-                Err(error @ ControlError::TimedOut { .. }) => {
-                    return Err(Failure::caused("timeout", &error).exit(4));
-                }
-                Err(error) => return Err(Failure::caused("control", &error)),
-                Ok(times) => return Ok(times),
-            },
-        }
-    }
+    let request =
+        Request::Fork { name: child.to_string(), uid: Some(by.uid), command: by.command.clone() };
+    here_or_there(
+        store,
+        parent,
+        |row, lock| {
+            let report = fork_unmounted(store, row, lock, child.clone(), by);
+            report.map(|report| (0, report.total_us)).map_err(|error| failure::of_branch(&error))
+        },
+        &request,
+        |response| match response {
+            Response::Forked { gate_us, total_us, .. } => Some((gate_us, total_us)),
+            _ => None,
+        },
+    )
 }
 
 fn require(store: &Store, name: &BranchName) -> Result<BranchRow, Failure> {
-    let row = store.catalog.require_branch(name);
-    row.map_err(|error: CatalogError| failure::of_catalog(&error))
-}
-
-fn ask_server(
-    store: &Store,
-    row: &BranchRow,
-    child: &BranchName,
-    by: &Requester,
-) -> Result<(u64, u64), ControlError> {
-    let request =
-        Request::Fork { name: child.to_string(), uid: Some(by.uid), command: by.command.clone() };
-    match control::request(store, row.id, &request, FORK_TIMEOUT)? {
-        Response::Forked { gate_us, total_us, .. } => Ok((gate_us, total_us)),
-        _ => Err(ControlError::NotServed),
-    }
+    here_or_there::require(store, name)
 }
 
 #[cfg(test)]
@@ -206,10 +236,18 @@ mod tests {
             created_by: 0,
             hygiene_pending: false,
             origin: origin.to_owned(),
+            protected: false,
+            expires_ms: None,
+            deleted_ms: None,
         };
-        let names: [BranchName; 2] = ["p".parse().unwrap(), "q".parse().unwrap()];
+        let names: [BranchPoint; 2] = ["p".parse().unwrap(), "q".parse().unwrap()];
+        let at: BranchPoint = "q@s".parse().unwrap();
         let (p, q) = (Some(&names[0]), Some(&names[1]));
-        let said = |origin, parent, wanted| difference(&row(origin), parent, wanted);
+        let said = |origin, parent: Option<&BranchPoint>, wanted| {
+            difference(&row(origin), parent.map(|parent| &parent.branch), wanted)
+        };
+        assert_eq!(said("fork:q@s", q, Some(&at)), None);
+        assert_eq!(said("fork:q@s", q, q).as_deref(), Some("it is a fork of q@s, not of q"));
         assert_eq!(said("fork:q", q, q), None);
         assert_eq!(said("empty", None, None), None);
         for (origin, parent, wanted, text) in [

@@ -7,8 +7,10 @@ use nix::unistd::Pid;
 
 use super::super::postgres::{reach, stop};
 use super::super::{command_line, failure, output};
-use crate::catalog::{BranchLock, BranchName, BranchRow, LockError, Store};
-use crate::format::BranchId;
+use crate::catalog::{
+    Actor, BranchLock, BranchName, BranchRow, CatalogError, LockError, SnapshotName, Store,
+};
+use crate::format::{BranchId, counted};
 use crate::io::crash::{Point, crash_point};
 use crate::postgres::postmaster::StopMode;
 use crate::postgres::runtime_dir::RuntimeDir;
@@ -27,13 +29,24 @@ const LET_GO_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Arguments of `cowfs branch delete`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The space is freed by `cowfs gc`.")]
+#[command(
+    after_help = "It can come back with `cowfs undo` until `cowfs gc` frees its space, which it \
+does a day later (`cowfs gc --now`: at
+once). With --purge it cannot, and the next gc frees it.
+
+Examples:
+  cowfs branch delete ticket-42
+  cowfs branch delete ticket-42 --force --purge"
+)]
 pub(in crate::cli) struct DeleteArgs {
     /// The branch
     name: BranchName,
     /// Stop its Postgres and unmount it first, whoever uses it
     #[arg(long)]
     force: bool,
+    /// For good: it cannot come back
+    #[arg(long)]
+    purge: bool,
     /// Only say what would happen
     #[arg(long)]
     dry_run: bool,
@@ -49,6 +62,19 @@ struct Deleted<'a> {
     dry_run: bool,
     /// Those that were forked from it; they keep their data, and have no parent any more.
     children: Vec<BranchName>,
+    /// Its snapshots, which go with it.
+    snapshots: Vec<SnapshotName>,
+    /// Whether it is gone for good.
+    purged: bool,
+}
+
+/// Whether a deleted branch can come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cli) enum After {
+    /// Until gc takes it.
+    Keep,
+    /// Never.
+    Purge,
 }
 
 impl Deleted<'_> {
@@ -59,16 +85,34 @@ impl Deleted<'_> {
             [child] => format!("; its child {child} keeps its data"),
             children => format!("; its {} children keep their data", children.len()),
         };
-        format!("{verb} branch {}{kept}\n", self.branch)
+        let snapshots = match self.snapshots.len() {
+            0 => String::new(),
+            n => format!(", with {}", counted(n, "snapshot")),
+        };
+        let back = if self.purged || self.dry_run { "" } else { "; `cowfs undo` brings it back" };
+        format!("{verb} branch {}{snapshots}{kept}{back}\n", self.branch)
     }
 }
 
 pub(super) fn run(args: &DeleteArgs, store: &Store) -> Result<u8, Failure> {
     let row = require(store, &args.name)?;
     let children = children(store, &row)?;
-    let deleted = Deleted { branch: &args.name, id: row.id, dry_run: args.dry_run, children };
+    let snapshots = store.catalog.snapshots_of(row.id);
+    let snapshots = snapshots.map_err(|error| failure::of_catalog(&error))?;
+    let deleted = Deleted {
+        branch: &args.name,
+        id: row.id,
+        dry_run: args.dry_run,
+        children,
+        snapshots: snapshots.into_iter().map(|row| row.name).collect(),
+        purged: args.purge,
+    };
+    if row.protected {
+        return Err(failure::of_catalog(&CatalogError::Protected { name: row.name }));
+    }
     if !args.dry_run {
-        delete(store, &row, args.force)?;
+        let after = if args.purge { After::Purge } else { After::Keep };
+        delete(store, &row, args.force, after)?;
     }
     if args.json {
         output::print_json(&deleted)?;
@@ -79,7 +123,12 @@ pub(super) fn run(args: &DeleteArgs, store: &Store) -> Result<u8, Failure> {
 }
 
 /// Deletes a branch that nobody uses; with `force` whoever uses it has to go.
-pub(in crate::cli) fn delete(store: &Store, row: &BranchRow, force: bool) -> Result<(), Failure> {
+pub(in crate::cli) fn delete(
+    store: &Store,
+    row: &BranchRow,
+    force: bool,
+    after: After,
+) -> Result<(), Failure> {
     if let Some(server) = reach::find(store, row) {
         if !force {
             let (name, pid) = (&row.name, server.process.pid);
@@ -97,6 +146,11 @@ pub(in crate::cli) fn delete(store: &Store, row: &BranchRow, force: bool) -> Res
     let deleted = store.catalog.delete_branch(row.id, uid, &command_line());
     deleted.map_err(|error| failure::of_catalog(&error))?;
     crash_point(Point::DeleteCommitted);
+    if after == After::Purge {
+        let actor = Actor { uid, command: &command_line() };
+        let purged = store.catalog.purge_branches(&[row.id], actor);
+        purged.map_err(|error| failure::of_catalog(&error))?;
+    }
     reach::files(store, row).remove_all();
     RuntimeDir::of_branch(&store.root, row.id.0).remove();
     crash_point(Point::DeleteTidied);

@@ -24,6 +24,9 @@ struct Listed<'a> {
     origin: &'a str,
     created: String,
     in_use: bool,
+    protected: bool,
+    /// When gc may delete it.
+    expires: Option<String>,
 }
 
 pub(super) fn run(args: &ListArgs, store: &Store) -> Result<u8, Failure> {
@@ -40,6 +43,8 @@ pub(super) fn run(args: &ListArgs, store: &Store) -> Result<u8, Failure> {
                 origin: &row.origin,
                 created: output::time(row.created_ms),
                 in_use: in_use(store, row),
+                protected: row.protected,
+                expires: row.expires_ms.map(output::time),
             })
             .collect();
         output::print_json(&listed)?;
@@ -49,9 +54,24 @@ pub(super) fn run(args: &ListArgs, store: &Store) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn in_use(store: &Store, row: &BranchRow) -> bool {
+/// Whether a process serves or changes the branch, or a Postgres runs on it.
+pub(in crate::cli) fn in_use(store: &Store, row: &BranchRow) -> bool {
     FileLock::is_held(&store.branch_lock_path(row.id)).unwrap_or(false)
         || reach::files(store, row).read_alive().is_some()
+}
+
+/// What sets a branch apart, for people.
+fn marks(row: &BranchRow, in_use: bool) -> String {
+    let expires = row.expires_ms.map(|at| format!("expires {}", output::time(at)));
+    let marks: Vec<String> = [
+        in_use.then(|| "in use".to_owned()),
+        row.protected.then(|| "protected".to_owned()),
+        expires,
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if marks.is_empty() { String::new() } else { format!("  ({})", marks.join(", ")) }
 }
 
 /// The branches as a tree, children below their parent, by name.
@@ -68,8 +88,12 @@ fn tree(rows: &[BranchRow], in_use: &dyn Fn(&BranchRow) -> bool) -> String {
         stack.push((row, String::new(), String::new()));
     }
     while let Some((row, branch, trunk)) = stack.pop() {
-        let used = if in_use(row) { "  (in use)" } else { "" };
-        let line = format!("{branch}{}  {}{used}\n", row.name, output::time(row.created_ms));
+        let line = format!(
+            "{branch}{}  {}{}\n",
+            row.name,
+            output::time(row.created_ms),
+            marks(row, in_use(row))
+        );
         text.push_str(&line);
         let below = children.get(&Some(row.id)).map_or(&[][..], Vec::as_slice);
         for (at, child) in below.iter().enumerate().rev() {
@@ -97,6 +121,9 @@ mod tests {
             created_by: 0,
             hygiene_pending: false,
             origin: String::new(),
+            protected: id == 3,
+            expires_ms: (id == 4).then_some(1000),
+            deleted_ms: None,
         }
     }
 
@@ -116,8 +143,8 @@ mod tests {
             [
                 "main  1970-01-01T00:00:00Z",
                 "├─ a  1970-01-01T00:00:00Z",
-                "│  └─ c  1970-01-01T00:00:00Z  (in use)",
-                "└─ b  1970-01-01T00:00:00Z",
+                "│  └─ c  1970-01-01T00:00:00Z  (in use, expires 1970-01-01T00:00:01Z)",
+                "└─ b  1970-01-01T00:00:00Z  (protected)",
                 "orphan  1970-01-01T00:00:00Z",
             ]
         );

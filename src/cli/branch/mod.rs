@@ -1,9 +1,12 @@
 //! `cowfs branch …`.
 
+mod attributes;
 pub(super) mod create;
 pub(super) mod delete;
-mod list;
+pub(super) mod here_or_there;
+pub(super) mod list;
 mod rename;
+mod reset;
 mod show;
 
 use clap::Subcommand;
@@ -23,6 +26,20 @@ pub(super) enum BranchCommand {
     Rename(rename::RenameArgs),
     /// Delete a branch; its children keep their data
     Delete(delete::DeleteArgs),
+    /// Have a branch begin anew with the state of its parent, or of another branch
+    Reset(reset::ResetArgs),
+    /// Give a branch the state of one of its snapshots
+    Restore(reset::RestoreArgs),
+    /// Have a branch and its parent change places in the tree
+    Promote(attributes::OneBranchArgs),
+    /// Take a branch out of the tree of its parent
+    Detach(attributes::OneBranchArgs),
+    /// Keep a branch from delete, reset, restore and expiry
+    Protect(attributes::OneBranchArgs),
+    /// End the protection of a branch
+    Unprotect(attributes::OneBranchArgs),
+    /// Set when gc deletes a branch
+    Expire(attributes::ExpireArgs),
 }
 
 impl BranchCommand {
@@ -38,6 +55,13 @@ impl BranchCommand {
             BranchCommand::Show(args) => show::run(args, &store),
             BranchCommand::Rename(args) => rename::run(args, &store),
             BranchCommand::Delete(args) => delete::run(args, &store),
+            BranchCommand::Reset(args) => reset::reset(args, store),
+            BranchCommand::Restore(args) => reset::restore(args, store),
+            BranchCommand::Promote(args) => attributes::promote(args, &store),
+            BranchCommand::Detach(args) => attributes::detach(args, &store),
+            BranchCommand::Protect(args) => attributes::protect(args, &store, true),
+            BranchCommand::Unprotect(args) => attributes::protect(args, &store, false),
+            BranchCommand::Expire(args) => attributes::expire(args, &store),
         }
     }
 }

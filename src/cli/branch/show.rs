@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::super::postgres::reach::{self, Server};
 use super::super::{failure, output};
-use crate::catalog::{BranchName, BranchRow, LayerRow, Store};
+use crate::catalog::{BranchName, BranchRow, LayerRow, SnapshotName, Store};
 use crate::format::BranchId;
 use crate::postgres::settings::Setting;
 use crate::serve::Failure;
@@ -14,7 +14,7 @@ use crate::serve::status::{self, State};
 /// Arguments of `cowfs branch show`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Unique are the bytes on disk of the layers that only this branch needs: \
-`cowfs branch delete` and then `cowfs gc` free them. Shared are those of the layers that other \
+`cowfs branch delete` and then `cowfs gc --now` free them. Shared are those of the layers that other \
 branches need as well. The files of an adopted directory count for neither.")]
 pub(in crate::cli) struct ShowArgs {
     /// The branch
@@ -32,6 +32,11 @@ struct Shown {
     origin: String,
     created: String,
     created_by: u32,
+    /// Whether delete, reset and restore are refused.
+    protected: bool,
+    /// When gc may delete it.
+    expires: Option<String>,
+    snapshots: Vec<SnapshotName>,
     /// As `cowfs status` has it.
     state: State,
     /// Whether a process serves or changes it, or a Postgres runs on it.
@@ -106,7 +111,7 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
     let alive = || reach::files(store, &row).read_alive().is_some();
     let postgres = (served || alive()).then(|| reach::find(store, &row)).flatten();
     let postgres = postgres.map(|server| shown_server(&server));
-    let unique = store.catalog.unique_layers(row.id)?;
+    let unique = store.catalog.reach()?.only_of_branch(row.id);
     let show = |layer: &LayerRow| show_layer(store, layer, unique.contains(&layer.id));
     let layers: Vec<ShownLayer> = chain.iter().map(show).collect();
     let bytes = |unique| layers.iter().filter(|l| l.unique == unique).map(|l| l.bytes).sum();
@@ -116,6 +121,9 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
         origin: row.origin,
         created: output::time(row.created_ms),
         created_by: row.created_by,
+        protected: row.protected,
+        expires: row.expires_ms.map(output::time),
+        snapshots: store.catalog.snapshots_of(row.id)?.into_iter().map(|s| s.name).collect(),
         state: status.state,
         in_use: postgres.is_some() || !matches!(status.state, State::NotMounted | State::Dead),
         // A run file without the lock is left over from a process that was killed.
@@ -203,6 +211,16 @@ fn describe(shown: &Shown) -> String {
     let _ = writeln!(text, "  parent   {parent}");
     let _ = writeln!(text, "  origin   {}", shown.origin);
     let _ = writeln!(text, "  created  {} by user {}", shown.created, shown.created_by);
+    if shown.protected {
+        let _ = writeln!(text, "  protected from delete, reset, restore and expiry");
+    }
+    if let Some(expires) = &shown.expires {
+        let _ = writeln!(text, "  expires  {expires}");
+    }
+    if !shown.snapshots.is_empty() {
+        let names: Vec<&str> = shown.snapshots.iter().map(SnapshotName::as_str).collect();
+        let _ = writeln!(text, "  snapshots  {}", names.join(", "));
+    }
     let _ = writeln!(text, "  in use   {}", in_use(shown));
     if let Some(server) = &shown.postgres {
         describe_server(server, &mut text);

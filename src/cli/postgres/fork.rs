@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::branch::create;
-use super::super::{command_line, failure, output};
+use super::super::{failure, output, requester};
 use super::bring_up::{BringUp, Times, Up};
 use super::reach;
 use super::start::{ServerArgs, milliseconds};
-use crate::branch::fork::Requester;
-use crate::catalog::{BranchName, BranchRow, Store};
+use crate::catalog::{BranchName, BranchPoint, BranchRow, Store};
 use crate::postgres::instance::Wishes;
 use crate::serve::Failure;
 
@@ -30,8 +29,9 @@ Examples:
   psql \"$(cowfs fork main experiment --checkpoint)\""
 )]
 pub(in crate::cli) struct ForkArgs {
-    /// The branch to fork
-    parent: BranchName,
+    /// The branch to fork, or one of its snapshots
+    #[arg(value_name = "PARENT[@SNAPSHOT]")]
+    parent: BranchPoint,
     /// Name of the new branch
     name: BranchName,
     /// First have the parent's Postgres write a checkpoint
@@ -60,7 +60,7 @@ pub(super) struct Steps {
 #[derive(serde::Serialize)]
 struct Forked<'a> {
     branch: &'a BranchName,
-    parent: &'a BranchName,
+    parent: &'a BranchPoint,
     url: String,
     port: u16,
     pid: i32,
@@ -71,7 +71,7 @@ struct Forked<'a> {
 
 /// What a fork with a server is made of.
 pub(super) struct ForkRequest<'a> {
-    pub parent: &'a BranchName,
+    pub parent: &'a BranchPoint,
     pub name: &'a BranchName,
     pub checkpoint: bool,
     pub server: &'a ServerArgs,
@@ -94,14 +94,18 @@ pub(super) fn fork(store: &Arc<Store>, request: &ForkRequest<'_>) -> Result<Fork
     let mut steps = Steps::default();
     let wishes = wishes(store, request)?;
     if request.checkpoint {
-        let server = reach::require_server(store, request.parent).map_err(|failure| {
+        if request.parent.snapshot.is_some() {
+            let text = format!("--checkpoint: {} is what it is", request.parent);
+            return Err(Failure::new("usage", text).exit(2).hint("leave it away for a snapshot"));
+        }
+        let server = reach::require_server(store, &request.parent.branch).map_err(|failure| {
             failure.hint("--checkpoint asks the parent's Postgres; leave it away if none runs")
         })?;
         let asked = server.ask("CHECKPOINT");
-        asked.map_err(|error| failure::of_postgres(request.parent.as_str(), &error))?;
+        asked.map_err(|error| failure::of_postgres(request.parent.branch.as_str(), &error))?;
         steps.checkpoint_us = us(begin);
     }
-    let by = Requester { uid: nix::unistd::getuid().as_raw(), command: command_line() };
+    let by = requester();
     let branching = Instant::now();
     create::fork(store, request.parent, request.name, &by)?;
     let row = reach::require(store, request.name)?;
@@ -121,7 +125,7 @@ pub(super) fn fork(store: &Arc<Store>, request: &ForkRequest<'_>) -> Result<Fork
 /// unless it was said.
 fn wishes(store: &Store, request: &ForkRequest<'_>) -> Result<Wishes, Failure> {
     let mut wishes = request.server.wishes()?;
-    let parent = reach::require(store, request.parent)?;
+    let parent = reach::require(store, &request.parent.branch)?;
     if let Some(like) = reach::files(store, &parent).read() {
         // A file in the parent's data directory is one of the parent's.
         let elsewhere = |path: &PathBuf| !path.starts_with(&like.data_dir);
@@ -174,7 +178,7 @@ pub(in crate::cli) fn run(args: &ForkArgs, store: Store) -> Result<u8, Failure> 
             args.parent
         );
     }
-    eprintln!("{}", sentence(args.parent.as_str(), args.name.as_str(), steps));
+    eprintln!("{}", sentence(&args.parent.to_string(), args.name.as_str(), steps));
     output::print(&(url + "\n"));
     Ok(0)
 }

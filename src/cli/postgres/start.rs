@@ -120,7 +120,7 @@ pub(in crate::cli) fn run(args: &StartArgs, store: &Store) -> Result<u8, Failure
 }
 
 /// Says how it went on the standard error, and the URL on the standard output.
-pub(super) fn report(branch: &BranchName, up: &Up, json: bool) -> Result<(), Failure> {
+pub(in crate::cli) fn report(branch: &BranchName, up: &Up, json: bool) -> Result<(), Failure> {
     let url = up.server.connection.uri();
     if json {
         return output::print_json(&Started {

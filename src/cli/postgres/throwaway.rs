@@ -17,7 +17,7 @@ use super::fork::{self, ForkRequest};
 use super::reach::Server;
 use super::run;
 use super::start::{ServerArgs, milliseconds};
-use crate::catalog::{BranchName, Store};
+use crate::catalog::{BranchName, BranchPoint, Store};
 use crate::serve::Failure;
 
 /// How often the command and the signals are looked at.
@@ -36,8 +36,9 @@ Examples:
   cowfs try main -- ./migrate up
   cowfs try main --keep-on-failure -- npm test")]
 pub(in crate::cli) struct TryArgs {
-    /// The branch to fork
-    parent: BranchName,
+    /// The branch to fork, or one of its snapshots
+    #[arg(value_name = "PARENT[@SNAPSHOT]")]
+    parent: BranchPoint,
     /// Leave the child running if the command fails
     #[arg(long)]
     keep_on_failure: bool,
@@ -70,7 +71,7 @@ pub(in crate::cli) fn run(args: &TryArgs, store: Store) -> Result<u8, Failure> {
         for note in &up.notes {
             eprintln!("Note: {note}");
         }
-        eprintln!("{}", fork::sentence(args.parent.as_str(), name.as_str(), steps));
+        eprintln!("{}", fork::sentence(&args.parent.to_string(), name.as_str(), steps));
         command(args, &up.server)
     });
     let failed = !matches!(tried, Ok(0));
@@ -80,7 +81,7 @@ pub(in crate::cli) fn run(args: &TryArgs, store: Store) -> Result<u8, Failure> {
              removes it"
         );
     } else {
-        let deleted = delete::delete(&store, &outcome.row, true);
+        let deleted = delete::delete(&store, &outcome.row, true, delete::After::Purge);
         match (&tried, deleted) {
             (Ok(_), Ok(())) => eprintln!("Deleted {name}"),
             (Ok(_), Err(failure)) => return Err(failure),

@@ -1,0 +1,214 @@
+//! The life of a branch on real mounts and with a real server: snapshots, reset, restore, undo,
+//! expiry, protection.
+//!
+//! Needs root, /dev/fuse and (for the last ones) Debian's Postgres 15; says so and passes where
+//! they are missing. About half a minute.
+#![allow(clippy::unwrap_used)]
+
+mod mount_support;
+mod postgres_support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mount_support::Scene;
+use postgres_support::Scene as PostgresScene;
+use serde_json::Value;
+
+fn json(scene: &Scene, args: &[&str]) -> Value {
+    let mut args = args.to_vec();
+    args.push("--json");
+    let said = scene.run(&args);
+    assert_eq!(said.code, 0, "{args:?}: {}", said.err);
+    serde_json::from_str(&said.out).unwrap()
+}
+
+/// Mounts `branch` at a directory of its own.
+fn at(scene: &Scene, branch: &str) -> PathBuf {
+    let dir = scene.temp.path().join(format!("at-{branch}"));
+    fs::create_dir_all(&dir).unwrap();
+    scene.run(&["mount", branch, dir.to_str().unwrap()]).ok();
+    dir
+}
+
+fn read(dir: &Path, name: &str) -> String {
+    fs::read_to_string(dir.join(name)).unwrap()
+}
+
+#[test]
+fn mount_a_snapshot_of_a_served_branch_is_what_it_was() {
+    let Some(scene) = Scene::new() else { return };
+    let main = at(&scene, "main");
+    let mut made = Vec::new();
+    for round in 0..4 {
+        fs::write(main.join("f"), format!("state {round}")).unwrap();
+        fs::write(main.join(format!("only-{round}")), "x").unwrap();
+        if round > 0 {
+            fs::remove_file(main.join(format!("only-{}", round - 1))).unwrap();
+        }
+        let said = json(&scene, &["snapshot", "create", &format!("main@s{round}")]);
+        assert_eq!(
+            (&said["branch"], &said["snapshot"]),
+            (&"main".into(), &format!("s{round}").into())
+        );
+        made.push(round);
+    }
+    let unnamed = json(&scene, &["snapshot", "create", "main"]);
+    assert!(unnamed["snapshot"].as_str().unwrap().starts_with("at-2"), "{unnamed}");
+    scene.run(&["snapshot", "create", "main@s0"]).fails(1);
+    for round in made {
+        let name = format!("b{round}");
+        let from = format!("main@s{round}");
+        let said = scene.run(&["branch", "create", &name, "--from", &from]).ok();
+        assert!(said.starts_with(&format!("Created branch {name} from {from} in ")), "{said}");
+        let dir = at(&scene, &name);
+        assert_eq!(read(&dir, "f"), format!("state {round}"));
+        let mut names: Vec<String> = fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        assert_eq!(names, ["f".to_owned(), format!("only-{round}")]);
+        fs::write(dir.join("f"), "its own").unwrap();
+    }
+    assert_eq!(read(&main, "f"), "state 3");
+    let listed = json(&scene, &["snapshot", "list", "main"]);
+    assert_eq!(listed.as_array().unwrap().len(), 5);
+    scene.run(&["snapshot", "delete", "main@s1"]).ok();
+    let gone = scene.run(&["branch", "create", "x", "--from", "main@s1"]).fails(1);
+    assert!(gone.contains("there is no snapshot main@s1") && gone.contains("Hint: "), "{gone}");
+    scene.run(&["gc", "--now"]).ok();
+    scene.run(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn mount_a_restored_branch_is_what_it_was_and_undo_brings_the_rest_back() {
+    let Some(scene) = Scene::new() else { return };
+    let main = at(&scene, "main");
+    fs::write(main.join("f"), "good").unwrap();
+    scene.run(&["snapshot", "create", "main@good"]).ok();
+    fs::write(main.join("f"), "spoilt").unwrap();
+    let busy = scene.run(&["branch", "restore", "main", "good"]).fails(1);
+    assert!(busy.contains("mounted") && busy.contains("cowfs unmount main"), "{busy}");
+    scene.run(&["unmount", "main"]).ok();
+    let none = scene.run(&["branch", "restore", "main", "god"]).fails(1);
+    assert!(none.contains("there is no snapshot main@god"), "{none}");
+    let said = json(&scene, &["branch", "restore", "main", "good"]);
+    let operation = said["operation"].to_string();
+    assert_eq!(read(&at(&scene, "main"), "f"), "good");
+    let busy = scene.run(&["undo", &operation]).fails(1);
+    assert!(busy.contains("branch main is mounted"), "{busy}");
+    scene.run(&["unmount", "main"]).ok();
+    scene.run(&["gc"]).ok();
+    let undone = scene.run(&["undo", &operation]).ok();
+    assert!(undone.starts_with(&format!("Took back operation {operation} ")), "{undone}");
+    assert_eq!(read(&at(&scene, "main"), "f"), "spoilt");
+    scene.run(&["unmount", "main"]).ok();
+    scene.run(&["undo"]).ok();
+    assert_eq!(read(&at(&scene, "main"), "f"), "good", "an undo is taken back");
+    scene.run(&["unmount", "main"]).ok();
+    scene.run(&["gc", "--now"]).ok();
+    let late = scene.run(&["undo"]).fails(1);
+    assert!(late.contains("gc has taken what was kept"), "{late}");
+    scene.run(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn mount_a_reset_branch_is_like_its_parent_and_keeps_its_children() {
+    let Some(scene) = Scene::new() else { return };
+    let main = at(&scene, "main");
+    fs::write(main.join("f"), "old").unwrap();
+    scene.run(&["branch", "create", "dev", "--from", "main"]).ok();
+    let dev = at(&scene, "dev");
+    fs::write(dev.join("mine"), "dev").unwrap();
+    scene.run(&["branch", "create", "sub", "--from", "dev"]).ok();
+    scene.run(&["unmount", "dev"]).ok();
+    // The parent is served and has changed since.
+    fs::write(main.join("f"), "new").unwrap();
+    scene.run(&["branch", "reset", "dev", "--preserve-as", "dev-old"]).ok();
+    let dev = at(&scene, "dev");
+    assert_eq!(read(&dev, "f"), "new");
+    assert!(!dev.join("mine").exists());
+    let old = at(&scene, "dev-old");
+    assert_eq!((read(&old, "f"), read(&old, "mine")), ("old".to_owned(), "dev".to_owned()));
+    let sub = at(&scene, "sub");
+    assert_eq!((read(&sub, "f"), read(&sub, "mine")), ("old".to_owned(), "dev".to_owned()));
+    let shown = json(&scene, &["branch", "show", "sub"]);
+    assert_eq!(shown["parent"], "dev");
+    assert_eq!(json(&scene, &["snapshot", "list"]), Value::Array(Vec::new()), "none is left over");
+    for (args, wanted) in [
+        (&["branch", "reset", "main"][..], "branch main has no parent"),
+        (&["branch", "reset", "dev", "--to", "dev"], "is what it is already"),
+        (&["branch", "reset", "dev", "--to", "nobody"], "there is no branch nobody"),
+        (&["branch", "reset", "dev", "--preserve-as", "sub"], "branch sub exists already"),
+        (&["branch", "reset", "dev"], "branch dev is mounted"),
+    ] {
+        let said = scene.run(args);
+        assert!(said.err.contains(wanted), "{args:?}: {}", said.err);
+    }
+    scene.run(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn mount_what_has_expired_goes_with_the_next_gc() {
+    let Some(scene) = Scene::new() else { return };
+    let main = at(&scene, "main");
+    fs::write(main.join("f"), "x").unwrap();
+    scene.run(&["snapshot", "create", "main@short", "--ttl", "1s"]).ok();
+    scene.run(&["snapshot", "create", "main@long", "--ttl", "1d"]).ok();
+    for name in ["idle", "used", "safe", "later"] {
+        let ttl = if name == "later" { "1h" } else { "1s" };
+        scene.run(&["branch", "create", name, "--from", "main", "--ttl", ttl]).ok();
+    }
+    at(&scene, "used");
+    scene.run(&["branch", "protect", "safe"]).ok();
+    let refused = scene.run(&["branch", "delete", "safe", "--force"]).fails(1);
+    assert!(refused.contains("branch safe is protected"), "{refused}");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let would = json(&scene, &["gc", "--dry-run"]);
+    let report = json(&scene, &["gc"]);
+    for report in [&would, &report] {
+        assert_eq!(report["expired_branches"], serde_json::json!(["idle"]), "{report}");
+        assert_eq!(report["expired_snapshots"], 1, "{report}");
+    }
+    assert_eq!(report["expired_branches_kept"], serde_json::json!(["safe", "used"]));
+    let names = |said: &Value, key: &str| {
+        said.as_array().unwrap().iter().map(|row| row[key].as_str().unwrap().to_owned()).collect()
+    };
+    let branches: Vec<String> = names(&json(&scene, &["branch", "list"]), "name");
+    assert_eq!(branches, ["later", "main", "safe", "used"]);
+    let snapshots: Vec<String> = names(&json(&scene, &["snapshot", "list"]), "snapshot");
+    assert_eq!(snapshots, ["long"]);
+    scene.run(&["undo", "--branch", "idle"]).ok();
+    scene.run(&["branch", "expire", "idle", "never"]).ok();
+    assert_eq!(json(&scene, &["gc"])["expired_branches"], serde_json::json!([]));
+    let log = json(&scene, &["log", "idle"]);
+    assert!(log.as_array().unwrap().len() >= 4, "{log}");
+}
+
+#[test]
+fn mount_postgres_is_restarted_over_a_reset_and_a_restore() {
+    let Some(scene) = PostgresScene::with_cluster("") else { return };
+    scene.run(&["start", "main"]).ok();
+    scene.sql("main", "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
+    scene.run(&["fork", "main", "dev"]).ok();
+    let url = scene.run(&["url", "dev"]).ok();
+    scene.run(&["snapshot", "create", "dev@before"]).ok();
+    scene.sql("dev", "DROP TABLE t");
+    let refused = scene.run(&["branch", "restore", "dev", "before"]).fails(1);
+    assert!(refused.contains("Postgres runs on branch dev") && refused.contains("--restart"));
+    let said = scene.run(&["branch", "restore", "dev", "before", "--restart"]);
+    assert_eq!(said.ok(), url, "clients have the URL");
+    assert_eq!(scene.sql("dev", "SELECT count(*) FROM t"), "1000");
+    scene.sql("main", "INSERT INTO t VALUES (0)");
+    scene.run(&["branch", "reset", "dev", "--restart"]).ok();
+    assert_eq!(scene.sql("dev", "SELECT count(*) FROM t"), "1001");
+    assert_eq!(scene.setting("dev", "cluster_name"), "dev");
+    // A server straight on a snapshot.
+    scene.run(&["fork", "dev@before", "again"]).ok();
+    assert_eq!(scene.sql("again", "SELECT count(*) FROM t"), "1000");
+    let out = scene.run(&["try", "dev@before", "--", "psql", "-XqAtc", "SELECT count(*) FROM t"]);
+    assert_eq!(out.ok(), "1000");
+    let refused = scene.run(&["fork", "dev@before", "y", "--checkpoint"]).fails(2);
+    assert!(refused.contains("--checkpoint"), "{refused}");
+}
