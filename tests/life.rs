@@ -15,6 +15,10 @@ use mount_support::Scene;
 use postgres_support::Scene as PostgresScene;
 use serde_json::Value;
 
+fn program(name: &str) -> String {
+    format!("{}/{name}", postgres_support::BIN)
+}
+
 fn json(scene: &Scene, args: &[&str]) -> Value {
     let mut args = args.to_vec();
     args.push("--json");
@@ -211,4 +215,158 @@ fn mount_postgres_is_restarted_over_a_reset_and_a_restore() {
     assert_eq!(out.ok(), "1000");
     let refused = scene.run(&["fork", "dev@before", "y", "--checkpoint"]).fails(2);
     assert!(refused.contains("--checkpoint"), "{refused}");
+}
+
+#[test]
+fn mount_an_export_is_the_tree_and_needs_no_store() {
+    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+    let Some(scene) = Scene::new() else { return };
+    let main = at(&scene, "main");
+    fs::create_dir_all(main.join("a/b")).unwrap();
+    fs::write(main.join("a/f"), vec![7_u8; 70_001]).unwrap();
+    fs::hard_link(main.join("a/f"), main.join("a/b/same")).unwrap();
+    std::os::unix::fs::symlink("../a/f", main.join("a/link")).unwrap();
+    nix::unistd::mkfifo(&main.join("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let sparse = fs::File::create(main.join("sparse")).unwrap();
+    sparse.set_len(50 << 20).unwrap();
+    sparse.write_all_at(b"far", 40 << 20).unwrap();
+    scene.run(&["snapshot", "create", "main@s"]).ok();
+    // Some pages of it over those of the snapshot.
+    fs::File::options()
+        .write(true)
+        .open(main.join("a/f"))
+        .unwrap()
+        .write_all_at(b"new", 8192)
+        .unwrap();
+    fs::set_permissions(main.join("a"), fs::Permissions::from_mode(0o2750)).unwrap();
+    fs::set_permissions(main.join("a/f"), fs::Permissions::from_mode(0o4640)).unwrap();
+    nix::unistd::chown(&main.join("a/f"), Some(1234.into()), Some(4321.into())).unwrap();
+    fs::set_permissions(main.join("a/f"), fs::Permissions::from_mode(0o4640)).unwrap();
+    let out = scene.temp.path().join("out");
+    let said = json(&scene, &["export", "main", out.to_str().unwrap()]);
+    assert_eq!(
+        (&said["files"], &said["directories"], &said["others"]),
+        (&2.into(), &3.into(), &2.into())
+    );
+    let mut pending = vec![PathBuf::new()];
+    while let Some(path) = pending.pop() {
+        let (was, is) = (main.join(&path), out.join(&path));
+        let (a, b) = (was.symlink_metadata().unwrap(), is.symlink_metadata().unwrap());
+        assert_eq!(
+            (a.mode(), a.uid(), a.gid()),
+            (b.mode(), b.uid(), b.gid()),
+            "{}",
+            path.display()
+        );
+        assert_eq!((a.mtime(), a.mtime_nsec()), (b.mtime(), b.mtime_nsec()), "{}", path.display());
+        if a.is_file() {
+            assert!(fs::read(&was).unwrap() == fs::read(&is).unwrap(), "{}", path.display());
+            assert_eq!(a.nlink(), b.nlink());
+        } else if a.is_dir() {
+            for entry in fs::read_dir(&was).unwrap() {
+                pending.push(path.join(entry.unwrap().file_name()));
+            }
+            assert_eq!(fs::read_dir(&was).unwrap().count(), fs::read_dir(&is).unwrap().count());
+        } else if a.is_symlink() {
+            assert_eq!(fs::read_link(&was).unwrap(), fs::read_link(&is).unwrap());
+        }
+    }
+    assert_eq!(
+        out.join("a/f").metadata().unwrap().ino(),
+        out.join("a/b/same").metadata().unwrap().ino()
+    );
+    assert!(out.join("sparse").metadata().unwrap().blocks() < 1000, "holes stay holes");
+    // As a tar, and of the snapshot.
+    let tar = scene.temp.path().join("s.tar");
+    scene.run(&["export", "main@s", "--tar", tar.to_str().unwrap()]).ok();
+    let unpacked = scene.temp.path().join("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    let status =
+        std::process::Command::new("tar").arg("xpf").arg(&tar).arg("-C").arg(&unpacked).status();
+    assert!(status.unwrap().success());
+    assert_eq!(fs::read(unpacked.join("a/b/same")).unwrap(), vec![7; 70_001]);
+    assert_eq!(fs::read_link(unpacked.join("a/link")).unwrap(), Path::new("../a/f"));
+    for (args, code, wanted) in [
+        (&["export", "main", out.to_str().unwrap()][..], 1, "is there already, and not empty"),
+        (&["export", "main", "--tar", tar.to_str().unwrap()], 1, "is there already"),
+        (&["export", "main@none", "/nowhere/x"], 1, "/nowhere/x"),
+        (
+            &["export", "nobody", scene.temp.path().join("n").to_str().unwrap()],
+            1,
+            "no branch nobody",
+        ),
+        (&["export", "main", "--tar", "-", "--json"], 2, "standard output"),
+        (&["export", "main"], 2, "required"),
+    ] {
+        let error = scene.run(args).fails(code);
+        assert!(error.contains(wanted), "{args:?}: {error}");
+    }
+    let branches = json(&scene, &["branch", "list"]);
+    assert_eq!(branches.as_array().unwrap().len(), 1, "nothing is left over: {branches}");
+    assert_eq!(json(&scene, &["snapshot", "list"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn mount_an_export_of_a_running_postgres_starts_without_cowfs() {
+    let Some(scene) = PostgresScene::with_cluster("") else { return };
+    scene.run(&["start", "main"]).ok();
+    scene.sql("main", "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
+    for (name, clean) in [("crashed", false), ("clean", true)] {
+        let dir = scene.path(name);
+        let mut args = vec!["export", "main", dir.to_str().unwrap()];
+        args.extend(clean.then_some("--clean"));
+        scene.run(&args).ok();
+        let control =
+            postgres_support::as_postgres(&program("pg_controldata"), &[dir.to_str().unwrap()]);
+        let state =
+            control.lines().find(|line| line.starts_with("Database cluster state")).unwrap();
+        assert_eq!(state.contains("shut down"), clean, "{name}: {state}");
+        let socket = scene.path(&format!("{name}.sock"));
+        fs::create_dir(&socket).unwrap();
+        std::os::unix::fs::chown(&socket, Some(postgres_support::postgres_uid()), None).unwrap();
+        let options =
+            format!("-c listen_addresses= -c unix_socket_directories={}", socket.display());
+        let dir = dir.to_str().unwrap();
+        let log = format!("{}/log", socket.display());
+        postgres_support::as_postgres(
+            &program("pg_ctl"),
+            &["-w", "-D", dir, "-l", &log, "-o", &options, "start"],
+        );
+        let host = socket.to_str().unwrap();
+        let rows = postgres_support::as_postgres(
+            &program("psql"),
+            &["-h", host, "-XqAtc", "SELECT count(*) FROM t"],
+        );
+        postgres_support::as_postgres(&program("pg_ctl"), &["-w", "-D", dir, "-m", "fast", "stop"]);
+        assert_eq!(rows.trim(), "1000", "{name}");
+    }
+    assert_eq!(scene.branches(), ["main"]);
+}
+
+#[test]
+fn mount_what_deleting_frees_is_what_gc_frees() {
+    let Some(scene) = Scene::new() else { return };
+    let main = at(&scene, "main");
+    fs::write(main.join("f"), vec![1; 1 << 20]).unwrap();
+    scene.run(&["snapshot", "create", "main@s"]).ok();
+    fs::write(main.join("f"), vec![2; 1 << 20]).unwrap();
+    scene.run(&["branch", "create", "dev", "--from", "main"]).ok();
+    let dev = at(&scene, "dev");
+    fs::write(dev.join("g"), vec![3; 3 << 20]).unwrap();
+    for branch in ["dev", "main"] {
+        scene.run(&["unmount", branch]).ok();
+    }
+    let of = |name: &str, key: &str| {
+        let report = json(&scene, &["du"]);
+        let all = report["usage"].as_array().unwrap().clone();
+        let found = all.iter().find(|usage| usage["name"] == name);
+        found.unwrap_or_else(|| panic!("{name} in {report}"))[key].as_u64().unwrap()
+    };
+    assert!(of("main@s", "reclaimable_bytes") < 1 << 20, "dev stands on it, too");
+    let frees = of("dev", "reclaimable_bytes");
+    assert!((3 << 20..4 << 20).contains(&frees), "{frees}");
+    scene.run(&["branch", "delete", "dev"]).ok();
+    assert!(scene.run(&["du"]).ok().contains("dev (deleted)"));
+    assert_eq!(json(&scene, &["gc"])["bytes"], 0);
+    assert_eq!(json(&scene, &["gc", "--now"])["bytes"], frees);
 }

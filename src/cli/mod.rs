@@ -6,7 +6,9 @@
 mod branch;
 mod check;
 mod completions;
+mod du;
 mod dump;
+mod export;
 mod failure;
 mod gc;
 mod import;
@@ -70,12 +72,16 @@ enum Command {
     /// Make a new store
     Init(init::InitArgs),
     Import(import::ImportArgs),
+    /// Write a branch out as an ordinary data directory, or as a tar archive
+    Export(export::ExportArgs),
     /// Create, list, show, reset and delete branches
     #[command(subcommand)]
     Branch(branch::BranchCommand),
     /// Keep states of a branch under names
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Show which branch takes how much, and what deleting it frees
+    Du(du::DuArgs),
     /// Show who did what, and when
     Log(log::LogArgs),
     /// Take back a delete, rename, reset or restore
@@ -217,6 +223,8 @@ impl Cli {
                 self.with_room(|| command.run(self.open_store()?))
             }
             Command::Snapshot(command) => command.run(self.open_store()?),
+            Command::Du(args) => du::run(args, &self.open_store()?),
+            Command::Export(args) => export::run(args, self.open_store()?),
             Command::Log(args) => log::run(args, &self.open_store()?),
             Command::Undo(args) => log::undo(args, &self.open_store()?),
             Command::Mount(args) => mount::run(args, || self.open_store()),

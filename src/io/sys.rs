@@ -121,6 +121,39 @@ pub fn clone_file(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// `ioctl(FICLONERANGE)`: has `len` bytes of `target` at `to` share the extents of `source` at `from`.
+pub fn clone_range(
+    source: BorrowedFd<'_>,
+    from: u64,
+    target: BorrowedFd<'_>,
+    to: u64,
+    len: u64,
+) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: i64::from(source.as_raw_fd()),
+        src_offset: from,
+        src_length: len,
+        dest_offset: to,
+    };
+    // SAFETY: the argument is the structure that the request wants, and outlives the call; both
+    // descriptors are open for the borrow.
+    let result = unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONERANGE, &raw const range) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `lsetxattr(2)`.
+pub fn set_xattr(path: &std::path::Path, name: &[u8], value: &[u8]) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: both strings end with a zero byte, the value is readable for its length, and all of
+    // them outlive the call.
+    let result = unsafe {
+        libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Whether the file has extended attributes that people set: `user.*` or an access control list.
 ///
 /// `fd` may be opened with `O_PATH`. Without `/proc`, or where attributes do not exist: no.

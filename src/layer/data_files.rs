@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::format::index::Index;
 use crate::format::sums::Sums;
 use crate::format::{AdoptedSource, GRANULE_BYTES, Ino, LayerId, OwnedRun};
 use crate::io::pool::FilePool;
-use crate::io::{Access, HostFile, Storage};
+use crate::io::{Access, HostFile, Storage, sys};
 
 /// An adopted directory that serves as a base layer.
 struct AdoptedBase {
@@ -123,6 +124,30 @@ impl DataFiles {
         // Of an adopted file that somebody changed, that is what there is to say.
         found.check_unchanged()?;
         read
+    }
+
+    /// Has `len` bytes of `target` at `to` share the blocks of a run, from byte `from` of its data
+    /// file. False if the host cannot do that between these two filesystems. Checksums are not looked at.
+    pub fn share_run(
+        &self,
+        run: OwnedRun,
+        from: u64,
+        target: BorrowedFd<'_>,
+        to: u64,
+        len: u64,
+    ) -> Result<bool, LayerError> {
+        let found = self.immutable(run.layer, run.file)?;
+        found.check_unchanged()?;
+        match sys::clone_range(found.host.descriptor(), from, target, to, len) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                let never = [libc::EOPNOTSUPP, libc::ENOTTY, libc::ENOSYS, libc::EXDEV];
+                if error.raw_os_error().is_some_and(|code| never.contains(&code)) {
+                    return Ok(false);
+                }
+                Err(LayerError::host(run.layer, "sharing blocks of a data file")(error))
+            }
+        }
     }
 
     /// The data file `file` of an immutable layer, or the adopted file that stands for it.
