@@ -51,8 +51,9 @@ fn every_help_text_is_as_reviewed() {
 }
 
 /// Commands whose output is not data of ours, or is nothing but a sentence; the reason of each.
-const WITHOUT_JSON: [(&str, &str); 10] = [
+const WITHOUT_JSON: [(&str, &str); 11] = [
     ("completions", "a script for a shell"),
+    ("daemon", "runs until it is ended"),
     ("logs", "the log as it was written"),
     ("man", "manual pages"),
     ("metrics", "the form of Prometheus"),

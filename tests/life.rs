@@ -370,3 +370,72 @@ fn mount_what_deleting_frees_is_what_gc_frees() {
     assert_eq!(json(&scene, &["gc"])["bytes"], 0);
     assert_eq!(json(&scene, &["gc", "--now"])["bytes"], frees);
 }
+
+#[test]
+fn mount_the_daemon_takes_snapshots_and_reaps() {
+    let Some(scene) = Scene::new() else { return };
+    let main = at(&scene, "main");
+    fs::write(main.join("f"), "x").unwrap();
+    scene.run(&["snapshot", "schedule", "main", "--every", "1s", "--keep", "2s"]).ok();
+    let shown = json(&scene, &["snapshot", "schedule", "main"]);
+    assert_eq!((&shown["every_seconds"], &shown["keep_seconds"]), (&1.into(), &2.into()));
+    scene.run(&["branch", "create", "brief", "--from", "main", "--ttl", "1s"]).ok();
+    let count = || json(&scene, &["snapshot", "list", "main"]).as_array().unwrap().len();
+    let mut child = scene.command(&["daemon", "--reap", "--grace", "1s", "--every", "100ms"]);
+    let mut daemon = mount_support::Guard(child.spawn().unwrap());
+    let deadline = std::time::Instant::now() + mount_support::PATIENCE;
+    // Some come, and not all that came are still there.
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 5 {
+        assert!(std::time::Instant::now() < deadline, "{seen:?}");
+        for row in json(&scene, &["snapshot", "list", "main"]).as_array().unwrap() {
+            seen.insert(row["snapshot"].as_str().unwrap().to_owned());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert!(count() < 5, "those that have expired are gone");
+    let busy = scene.run(&["daemon", "--once"]).fails(1);
+    assert!(busy.contains("another daemon"), "{busy}");
+    let branches = json(&scene, &["branch", "list"]);
+    assert_eq!(branches.as_array().unwrap().len(), 1, "{branches}");
+    let log = json(&scene, &["log"]);
+    let purged = log.as_array().unwrap().iter().any(|row| row["detail"] == "purged brief");
+    assert!(purged, "{log}");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.0.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(daemon.0.wait().unwrap().success());
+    scene.run(&["snapshot", "schedule", "main", "--off"]).ok();
+    let before = count();
+    scene.run(&["daemon", "--once"]).ok();
+    assert!(count() <= before);
+    scene.run(&["check"]).ok();
+}
+
+#[test]
+fn the_doctor_says_what_is_missing_and_how_to_mend_it() {
+    let Some(scene) = Scene::new() else { return };
+    let all = json(&scene, &["doctor"]);
+    let of = |all: &Value, what: &str| {
+        let found = all.as_array().unwrap().iter().find(|finding| finding["what"] == what).cloned();
+        found.unwrap_or_else(|| panic!("{what} in {all}"))
+    };
+    for what in ["fuse device", "kernel", "user", "open files", "store", "filesystem", "mounts"] {
+        assert_eq!(of(&all, what)["verdict"], "ok", "{what}: {all}");
+    }
+    scene.mount();
+    nix::sys::signal::kill(scene.server(), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let deadline = std::time::Instant::now() + mount_support::PATIENCE;
+    while scene.status("main")["state"] != "dead" {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let said = scene.run(&["doctor"]).ok();
+    assert!(said.contains("dead: main") && said.contains("-> `cowfs unmount BRANCH`"), "{said}");
+    scene.run(&["unmount", "main"]).ok();
+    fs::write(scene.store.join("FORMAT"), "nonsense").unwrap();
+    let broken = scene.run(&["doctor"]);
+    assert!(broken.code == 1 && broken.out.contains("MISSING"), "{}", broken.out);
+    let elsewhere = scene.command(&["doctor"]).env("COWFS_STORE", "/nonexistent/store").output();
+    let elsewhere = mount_support::said(&elsewhere.unwrap()).ok();
+    assert!(elsewhere.contains("`cowfs init` makes one"), "{elsewhere}");
+}

@@ -15,6 +15,7 @@ pub mod oplog;
 pub mod reach;
 pub mod rehead;
 pub mod reserve;
+pub mod schedules;
 mod schema;
 pub mod snapshot_name;
 pub mod snapshots;

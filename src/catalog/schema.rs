@@ -59,6 +59,12 @@ CREATE TABLE snapshots (
 ) STRICT;
 CREATE INDEX snapshots_by_layer ON snapshots (layer);
 
+CREATE TABLE schedules (
+    branch    INTEGER PRIMARY KEY REFERENCES branches (id) ON DELETE CASCADE,
+    every_ms  INTEGER NOT NULL CHECK (every_ms > 0),
+    keep_ms   INTEGER NOT NULL CHECK (keep_ms > 0)
+) STRICT;
+
 CREATE VIEW roots AS
     SELECT head AS layer, id AS branch, NULL AS snapshot FROM branches
     UNION ALL SELECT layer, branch, id FROM snapshots;

@@ -1,9 +1,10 @@
 //! `cowfs du`: which branch takes how much, and what deleting it frees.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 
 use super::branch::here_or_there::require;
+use super::sizes::Sizes;
 use super::{failure, output};
 use crate::catalog::{BranchName, BranchRow, CatalogError, Reach, SnapshotRow, Store};
 use crate::format::{BranchId, LayerId};
@@ -65,22 +66,6 @@ pub(super) fn run(args: &DuArgs, store: &Store) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Bytes on disk of layers, each looked up once.
-struct Sizes<'a> {
-    store: &'a Store,
-    known: HashMap<LayerId, u64>,
-}
-
-impl Sizes<'_> {
-    fn of(&mut self, layers: &HashSet<LayerId>) -> u64 {
-        let size = |id: &LayerId| {
-            let store = self.store;
-            *self.known.entry(*id).or_insert_with(|| output::disk_usage(&store.layer_dir(*id)))
-        };
-        layers.iter().map(size).sum()
-    }
-}
-
 fn collect(store: &Store, only: Option<BranchId>) -> Result<Report, CatalogError> {
     let reach = store.catalog.reach()?;
     let rows = store.catalog.branches()?.into_iter().chain(store.catalog.deleted_branches()?);
@@ -88,42 +73,46 @@ fn collect(store: &Store, only: Option<BranchId>) -> Result<Report, CatalogError
     for row in store.catalog.snapshots()? {
         snapshots.entry(row.branch).or_default().push(row);
     }
-    let mut sizes = Sizes { store, known: HashMap::new() };
+    let mut sizes = Sizes::default();
     let mut usage = Vec::new();
     for row in rows.filter(|row| only.is_none_or(|only| only == row.id)) {
-        usage.push(of_branch(&reach, &row, &mut sizes));
+        usage.push(of_branch(store, &reach, &row, &mut sizes));
         for snapshot in snapshots.get(&row.id).into_iter().flatten() {
-            usage.push(of_snapshot(&reach, &row, snapshot, &mut sizes));
+            usage.push(of_snapshot(store, (&reach, &row), snapshot, &mut sizes));
         }
     }
     let all: HashSet<LayerId> = store.catalog.all_layers()?.into_iter().map(|row| row.id).collect();
     let reached = reach.of(|_| true);
-    let garbage = all.difference(&reached).copied().collect();
-    Ok(Report { usage, store_bytes: sizes.of(&all), garbage_bytes: sizes.of(&garbage) })
+    let garbage: HashSet<LayerId> = all.difference(&reached).copied().collect();
+    Ok(Report {
+        usage,
+        store_bytes: sizes.sum(store, &all),
+        garbage_bytes: sizes.sum(store, &garbage),
+    })
 }
 
-fn of_branch(reach: &Reach, row: &BranchRow, sizes: &mut Sizes<'_>) -> Usage {
+fn of_branch(store: &Store, reach: &Reach, row: &BranchRow, sizes: &mut Sizes) -> Usage {
     let total = reach.of(|root| root.branch == row.id && root.snapshot.is_none());
-    let (total, free) = (sizes.of(&total), sizes.of(&reach.only_of_branch(row.id)));
+    let (total, free) = (sizes.sum(store, &total), sizes.sum(store, &reach.only_of_branch(row.id)));
     // Of what goes with its snapshots it may not stand on everything itself.
     let own = reach.only_of(|root| root.branch == row.id && root.snapshot.is_none());
     Usage {
         name: row.name.to_string(),
         deleted: row.deleted_ms.is_some(),
         total_bytes: total,
-        shared_bytes: total - sizes.of(&own),
+        shared_bytes: total - sizes.sum(store, &own),
         reclaimable_bytes: free,
     }
 }
 
 fn of_snapshot(
-    reach: &Reach,
-    row: &BranchRow,
+    store: &Store,
+    (reach, row): (&Reach, &BranchRow),
     snapshot: &SnapshotRow,
-    sizes: &mut Sizes<'_>,
+    sizes: &mut Sizes,
 ) -> Usage {
-    let total = sizes.of(&reach.of(|root| root.snapshot == Some(snapshot.id)));
-    let free = sizes.of(&reach.only_of(|root| root.snapshot == Some(snapshot.id)));
+    let total = sizes.sum(store, &reach.of(|root| root.snapshot == Some(snapshot.id)));
+    let free = sizes.sum(store, &reach.only_of(|root| root.snapshot == Some(snapshot.id)));
     Usage {
         name: format!("{}@{}", row.name, snapshot.name),
         deleted: row.deleted_ms.is_some(),

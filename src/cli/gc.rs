@@ -50,8 +50,9 @@ pub(super) struct GcArgs {
     json: bool,
 }
 
+/// What a gc did, or would.
 #[derive(Default, serde::Serialize)]
-struct Report {
+pub(super) struct Report {
     dry_run: bool,
     /// Layers that no branch reaches, among them those of interrupted imports.
     layers: usize,
@@ -69,18 +70,34 @@ struct Report {
 
 /// With `quiet` nothing is said but errors, and the JSON that was asked for.
 pub(super) fn run(args: &GcArgs, store: &Store, quiet: bool) -> Result<u8, Failure> {
-    let mut report = Report { dry_run: args.dry_run, ..Report::default() };
-    let turn = if args.dry_run { None } else { Some(take_turn(store)?) };
+    let grace = (!args.now).then_some(args.grace);
+    let report = collect(store, grace, args.dry_run)?;
+    if args.json {
+        output::print_json(&report)?;
+    } else if !quiet {
+        output::print(&sentence(&report));
+    }
+    Ok(0)
+}
+
+/// Frees what nothing needs. `grace` is for how long deleted branches are kept; without it they go
+/// at once, and so do young leftovers.
+pub(super) fn collect(
+    store: &Store,
+    grace: Option<Span>,
+    dry_run: bool,
+) -> Result<Report, Failure> {
+    let mut report = Report { dry_run, ..Report::default() };
+    let turn = if dry_run { None } else { Some(take_turn(store)?) };
     if turn.is_some() {
         crash_point(Point::GcLocked);
     }
-    let grace = (!args.now).then_some(args.grace);
-    report.pruned = prune(store, grace, args.dry_run)?;
+    report.pruned = prune(store, grace, dry_run)?;
     if turn.is_some() {
         crash_point(Point::GcPruned);
     }
-    remove_layers(args, store, &mut report)?;
-    remove_leftovers(args, store, &mut report)?;
+    remove_layers(store, &mut report)?;
+    remove_leftovers(store, grace.is_none(), &mut report)?;
     if turn.is_some() {
         crash_point(Point::GcLeftoversRemoved);
         remove_run_files(store).map_err(|error| failure::of_catalog(&error))?;
@@ -90,15 +107,11 @@ pub(super) fn run(args: &GcArgs, store: &Store, quiet: bool) -> Result<u8, Failu
         reserve::make(&store.root);
         crash_point(Point::GcEnded);
     }
-    if args.json {
-        output::print_json(&report)?;
-    } else if !quiet {
-        output::print(&sentence(&report));
-    }
-    Ok(0)
+    Ok(report)
 }
 
-fn sentence(report: &Report) -> String {
+/// What was done, for people.
+pub(super) fn sentence(report: &Report) -> String {
     let verb = if report.dry_run { "Would free" } else { "Freed" };
     let mut text = format!(
         "{verb} {} in {} and {}\n",
@@ -171,7 +184,7 @@ fn remove_tree(dir: &Path) -> Result<(), Failure> {
 /// A layer that is sealed or open and unreachable stays so: new layers only ever stand on
 /// reachable ones. One that an import fills becomes reachable when the import ends, so it counts
 /// only while this process holds the import's lock.
-fn remove_layers(args: &GcArgs, store: &Store, report: &mut Report) -> Result<(), Failure> {
+fn remove_layers(store: &Store, report: &mut Report) -> Result<(), Failure> {
     let catalog = |error: CatalogError| failure::of_catalog(&error);
     let rows = store.catalog.all_layers().map_err(catalog)?;
     let reach = store.catalog.reach().map_err(catalog)?;
@@ -183,7 +196,7 @@ fn remove_layers(args: &GcArgs, store: &Store, report: &mut Report) -> Result<()
     let mut claims = Vec::new();
     for row in rows.iter().filter(|row| !reachable.contains(&row.id)) {
         if row.state == LayerState::Importing {
-            match claim_import(store, row, args.dry_run).map_err(catalog)? {
+            match claim_import(store, row, report.dry_run).map_err(catalog)? {
                 Claim::Alive => continue,
                 Claim::Dead(lock) => claims.extend(lock),
             }
@@ -191,7 +204,7 @@ fn remove_layers(args: &GcArgs, store: &Store, report: &mut Report) -> Result<()
         let dir = store.layer_dir(row.id);
         report.bytes += output::disk_usage(&dir);
         report.layers += 1;
-        if !args.dry_run {
+        if !report.dry_run {
             remove_tree(&dir)?;
             crash_point(Point::GcLayerRemoved);
             gone.push(row.id);
@@ -236,16 +249,17 @@ fn claim_import(store: &Store, row: &LayerRow, dry_run: bool) -> Result<Claim, C
 ///
 /// They are renamed first, and the young ones only while nobody else has the store open, so that
 /// nobody can give one of them a row meanwhile.
-fn remove_leftovers(args: &GcArgs, store: &Store, report: &mut Report) -> Result<(), Failure> {
+fn remove_leftovers(store: &Store, now: bool, report: &mut Report) -> Result<(), Failure> {
+    let dry_run = report.dry_run;
     let alone =
-        if args.now { store.while_alone(|| doom(args, store, Duration::ZERO)) } else { Ok(None) };
+        if now { store.while_alone(|| doom(store, dry_run, Duration::ZERO)) } else { Ok(None) };
     let alone = alone.map_err(|error| failure::of_store(&error))?;
-    let found = alone.unwrap_or_else(|| doom(args, store, GRACE))?;
+    let found = alone.unwrap_or_else(|| doom(store, dry_run, GRACE))?;
     report.young_leftovers = found.young;
     for dir in found.doomed {
         report.bytes += output::disk_usage(&dir);
         report.leftovers += 1;
-        if !args.dry_run {
+        if !dry_run {
             remove_tree(&dir)?;
         }
     }
@@ -259,7 +273,7 @@ struct Leftovers {
 }
 
 /// Finds the leftovers that are at least `grace` old and (but in a dry run) renames them.
-fn doom(args: &GcArgs, store: &Store, grace: Duration) -> Result<Leftovers, Failure> {
+fn doom(store: &Store, dry_run: bool, grace: Duration) -> Result<Leftovers, Failure> {
     let failed = |what: &str, path: &Path, error: &std::io::Error| {
         Failure::new("gc", format!("{what} {}: {error}", path.display()))
     };
@@ -284,7 +298,7 @@ fn doom(args: &GcArgs, store: &Store, grace: Duration) -> Result<Leftovers, Fail
             found.young += 1;
             continue;
         }
-        if args.dry_run {
+        if dry_run {
             found.doomed.push(path);
             continue;
         }

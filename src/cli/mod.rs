@@ -6,11 +6,14 @@
 mod branch;
 mod check;
 mod completions;
+mod daemon;
+mod doctor;
 mod du;
 mod dump;
 mod export;
 mod failure;
 mod gc;
+mod host_fs;
 mod import;
 mod import_server;
 mod init;
@@ -20,6 +23,7 @@ mod mount;
 mod output;
 mod postgres;
 mod prune;
+mod sizes;
 mod snapshot;
 mod span;
 mod status;
@@ -80,6 +84,10 @@ enum Command {
     /// Keep states of a branch under names
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Take scheduled snapshots, and let go of what has expired
+    Daemon(daemon::DaemonArgs),
+    /// Say what this machine lacks, and how to mend it
+    Doctor(doctor::DoctorArgs),
     /// Show which branch takes how much, and what deleting it frees
     Du(du::DuArgs),
     /// Show who did what, and when
@@ -223,6 +231,8 @@ impl Cli {
                 self.with_room(|| command.run(self.open_store()?))
             }
             Command::Snapshot(command) => command.run(self.open_store()?),
+            Command::Daemon(args) => daemon::run(args, self.open_store()?),
+            Command::Doctor(args) => doctor::run(args, &self.store_dir()),
             Command::Du(args) => du::run(args, &self.open_store()?),
             Command::Export(args) => export::run(args, self.open_store()?),
             Command::Log(args) => log::run(args, &self.open_store()?),

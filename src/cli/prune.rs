@@ -31,6 +31,11 @@ pub(super) struct Pruned {
 }
 
 impl Pruned {
+    /// Whether there is nothing to let go of.
+    pub fn is_nothing(&self) -> bool {
+        self.expired_branches.is_empty() && self.expired_snapshots + self.purged_branches == 0
+    }
+
     /// Whether a root is gone, or would be.
     pub fn dooms(&self, root: &Root) -> bool {
         let (branches, snapshots) = &self.doomed;
@@ -86,4 +91,22 @@ pub(super) fn prune(store: &Store, grace: Option<Span>, dry_run: bool) -> Result
         store.catalog.purge_branches(&doomed, actor).map_err(catalog)?;
     }
     Ok(pruned)
+}
+
+/// Deletes the snapshots that have expired; gives how many.
+pub(super) fn expired_snapshots(store: &Store) -> Result<usize, Failure> {
+    let catalog = |error: CatalogError| failure::of_catalog(&error);
+    let now = now_ms();
+    let all = store.catalog.snapshots().map_err(catalog)?;
+    let due: Vec<i64> = all
+        .iter()
+        .filter(|row| row.expires_ms.is_some_and(|at| at <= now))
+        .map(|row| row.id)
+        .collect();
+    if due.is_empty() {
+        return Ok(0);
+    }
+    let by = requester();
+    let actor = Actor { uid: by.uid, command: &by.command };
+    store.catalog.delete_snapshots(&due, None, actor).map_err(catalog)
 }

@@ -24,6 +24,11 @@ impl Span {
         now_ms().saturating_sub(self.ms())
     }
 
+    /// Of so many milliseconds, cut to seconds.
+    pub fn of_ms(ms: i64) -> Span {
+        Span { seconds: u32::try_from(ms / 1000).unwrap_or(u32::MAX).max(1) }
+    }
+
     /// In milliseconds.
     pub fn ms(self) -> i64 {
         i64::from(self.seconds) * 1000

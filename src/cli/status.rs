@@ -7,9 +7,10 @@ use std::time::Duration;
 
 mod shown;
 
-use shown::{Shown, Sizes};
+use shown::Shown;
 
 use super::mount::parse_duration;
+use super::sizes::Sizes;
 use super::{failure, output};
 use crate::catalog::{BranchName, CatalogError, Store};
 use crate::format::counted;
@@ -54,12 +55,12 @@ fn look(args: &StatusArgs, store: &Store, sizes: &mut Sizes) -> Result<String, F
     let catalog = |error: CatalogError| failure::of_catalog(&error);
     if let Some(name) = &args.branch {
         let status = find(store, name).map_err(|error| error.to_failure())?;
-        let shown = sizes.add_to(status, store).map_err(catalog)?;
+        let shown = Shown::of(status, store, sizes).map_err(catalog)?;
         if args.json { json(&shown.for_json()) } else { Ok(details(&shown)) }
     } else {
         let found = status::all(store).map_err(|error| error.to_failure())?;
         let shown: Result<Vec<_>, _> =
-            found.into_iter().map(|status| sizes.add_to(status, store)).collect();
+            found.into_iter().map(|status| Shown::of(status, store, sizes)).collect();
         let shown = shown.map_err(catalog)?;
         if args.json {
             json(&shown.iter().map(Shown::for_json).collect::<Vec<_>>())

@@ -17,6 +17,8 @@ const PLACES: [&str; 4] = [
 const UNVERSIONED: [&str; 2] = ["/usr/local/pgsql/bin", "/usr/libexec/postgresql"];
 /// Newest first: any of them has a psql that talks to the others.
 const CLIENT_MAJORS: std::ops::RangeInclusive<u32> = 9..=30;
+/// The majors that can be imported.
+const SUPPORTED_MAJORS: std::ops::RangeInclusive<u32> = 12..=18;
 /// Where Debian keeps the configuration of its clusters.
 const DEBIAN_CONFIG: &str = "/etc/postgresql";
 
@@ -44,6 +46,12 @@ impl Binaries {
             };
         }
         search(major, &candidates(major))
+    }
+
+    /// The programs of every supported major version that are found, the newest first.
+    pub fn all() -> Vec<Binaries> {
+        let majors = SUPPORTED_MAJORS.rev();
+        majors.filter_map(|major| Binaries::find(major, None).ok()).collect()
     }
 
     /// One of the programs.

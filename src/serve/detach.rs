@@ -99,7 +99,7 @@ fn detach_now(mount_point: &Path, manner: Manner) -> Result<(), DetachError> {
 }
 
 /// Whether ordinary users can mount and unmount here.
-pub(super) fn helper_is_installed() -> bool {
+pub fn helper_is_installed() -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&paths).any(|dir| dir.join("fusermount3").exists())
 }

@@ -3,9 +3,11 @@
 mod create;
 mod delete;
 mod list;
+mod schedule;
 mod show;
 
 pub(super) use create::take;
+pub(super) use schedule::{Taken, take_due};
 
 use clap::Subcommand;
 
@@ -20,6 +22,8 @@ pub(super) enum SnapshotCommand {
     List(list::ListArgs),
     /// Show one snapshot
     Show(show::ShowArgs),
+    /// Have a snapshot taken now and then, or show how often
+    Schedule(schedule::ScheduleArgs),
     /// Delete a snapshot; branches that began with it keep their data
     Delete(delete::DeleteArgs),
 }
@@ -35,6 +39,7 @@ impl SnapshotCommand {
             SnapshotCommand::Create(args) => create::run(args, store),
             SnapshotCommand::List(args) => list::run(args, &store),
             SnapshotCommand::Show(args) => show::run(args, &store),
+            SnapshotCommand::Schedule(args) => schedule::run(args, &store),
             SnapshotCommand::Delete(args) => delete::run(args, &store),
         }
     }

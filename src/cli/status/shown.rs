@@ -1,8 +1,8 @@
 //! What `cowfs status` shows of a branch, and its form in JSON.
 
-use std::collections::HashMap;
 use std::path::Path;
 
+use super::super::sizes::Sizes;
 use super::output;
 use crate::branch::close::BranchStats;
 use crate::catalog::{CatalogError, LayerState, Store};
@@ -18,27 +18,21 @@ pub(super) struct Shown {
     pub sealed_layers: usize,
 }
 
-/// Sizes of sealed layers, each looked at once: branches share them, and they do not change.
-#[derive(Default)]
-pub(super) struct Sizes {
-    of: HashMap<LayerId, u64>,
-}
-
-impl Sizes {
-    /// Adds up the sealed layers that the branch stands on; none if it was deleted meanwhile.
-    pub fn add_to(&mut self, status: BranchStatus, store: &Store) -> Result<Shown, CatalogError> {
+impl Shown {
+    /// Adds what lies below; nothing if the branch was deleted meanwhile.
+    pub fn of(
+        status: BranchStatus,
+        store: &Store,
+        sizes: &mut Sizes,
+    ) -> Result<Shown, CatalogError> {
         let chain = match store.catalog.branch_by_id(status.id)? {
             Some(row) => store.catalog.chain(row.head)?,
             None => Vec::new(),
         };
         let sealed = chain.iter().filter(|layer| layer.state == LayerState::Sealed);
-        let (mut sealed_bytes, mut sealed_layers) = (0, 0);
-        for layer in sealed {
-            let size = || output::disk_usage(&store.layer_dir(layer.id));
-            sealed_bytes += *self.of.entry(layer.id).or_insert_with(size);
-            sealed_layers += 1;
-        }
-        Ok(Shown { status, sealed_bytes, sealed_layers })
+        let sealed: Vec<LayerId> = sealed.map(|layer| layer.id).collect();
+        let sealed_bytes = sizes.sum(store, &sealed);
+        Ok(Shown { status, sealed_bytes, sealed_layers: sealed.len() })
     }
 }
 
