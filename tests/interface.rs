@@ -50,6 +50,51 @@ fn every_help_text_is_as_reviewed() {
     insta::assert_snapshot!("help", text);
 }
 
+/// The reference in `docs/CLI.md` is made of the help texts. `INSTA_UPDATE=always` writes it anew.
+#[test]
+fn the_reference_is_what_the_commands_say() {
+    let mut text = String::from(
+        "# Commands\n\nWhat `cowfs help` says, command by command. Made by tests/interface.rs: do not edit.\n",
+    );
+    let mut stack: Vec<Vec<String>> = vec![Vec::new()];
+    while let Some(command) = stack.pop() {
+        let mut args: Vec<&str> = command.iter().map(String::as_str).collect();
+        args.push("--help");
+        let help = cowfs(&args);
+        for name in commands_in(&help).into_iter().rev() {
+            stack.push([command.clone(), vec![name.to_owned()]].concat());
+        }
+        let title = [&["cowfs".to_owned()][..], &command].concat().join(" ");
+        let level = "#".repeat(2 + command.len().saturating_sub(1));
+        // Options that every command has stand at the top only.
+        let help = if command.is_empty() { help } else { without_globals(&help) };
+        writeln!(text, "\n{level} {title}\n\n```text\n{}\n```", help.trim_end()).unwrap();
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/CLI.md");
+    if std::env::var_os("INSTA_UPDATE").is_some_and(|update| update == "always") {
+        std::fs::write(path, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        written == text,
+        "docs/CLI.md is not what the commands say: INSTA_UPDATE=always writes it"
+    );
+}
+
+/// A help text without the options that every command has.
+fn without_globals(help: &str) -> String {
+    let mut within = false;
+    let mut kept: Vec<&str> = Vec::new();
+    for line in help.lines() {
+        within |= line.trim_start().starts_with("--store <DIR>");
+        if !within {
+            kept.push(line);
+        }
+        within &= !line.ends_with("Print version");
+    }
+    kept.join("\n").replace("\nOptions:\n\n", "\n")
+}
+
 /// Commands whose output is not data of ours, or is nothing but a sentence; the reason of each.
 const WITHOUT_JSON: [(&str, &str); 11] = [
     ("completions", "a script for a shell"),

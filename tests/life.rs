@@ -439,3 +439,19 @@ fn the_doctor_says_what_is_missing_and_how_to_mend_it() {
     let elsewhere = mount_support::said(&elsewhere.unwrap()).ok();
     assert!(elsewhere.contains("`cowfs init` makes one"), "{elsewhere}");
 }
+
+#[test]
+fn mount_by_the_helper_of_mount() {
+    let Some(scene) = Scene::new() else { return };
+    let helper = scene.temp.path().join("mount.fuse.cowfs");
+    std::os::unix::fs::symlink(mount_support::program(), &helper).unwrap();
+    let options =
+        format!("rw,nofail,x-systemd.after=network.target,store={}", scene.store.display());
+    let mut command = std::process::Command::new(&helper);
+    command.args(["main", scene.dir(), "-n", "-t", "fuse.cowfs", "-o", &options]);
+    let output = command.env_remove("COWFS_STORE").stdin(std::process::Stdio::null()).output();
+    mount_support::said(&output.unwrap()).ok();
+    fs::write(scene.dir.join("f"), "x").unwrap();
+    assert_eq!(scene.status("main")["state"], "mounted");
+    scene.run(&["unmount", "main"]).ok();
+}

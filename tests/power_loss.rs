@@ -612,6 +612,19 @@ mod found {
         ]);
     }
 
+    /// The data file of a file that was never synced outlived the first power cut, and its removal
+    /// did not outlive the second: the next file of that inode number had old bytes.
+    #[test]
+    fn a_leftover_that_was_removed_stays_removed() {
+        run(&[
+            Op::Create(a()),
+            Op::Write(a(), 0, 16385, 1),
+            Op::Cut(4254865390045375576),
+            Op::Create(d()),
+            Op::Fsync(d()),
+        ]);
+    }
+
     #[test]
     fn a_file_renamed_over_after_a_remount_is_old_or_new() {
         run(&[

@@ -64,8 +64,8 @@ fn settle_sizes(view: &View, position: usize, layer: &OpenLayer) -> Result<Vec<I
 /// Removes data files of the open layer that no record mentions: files that were created but not
 /// synced before the power went, or unlinked just before the end.
 ///
-/// At once: a file that is written to again, or a new one of that inode number, must not begin
-/// with old bytes. Only those that the journal on disk still leads to wait for it.
+/// At once, and durably: a file that is written to again, or a new one of that inode number, must
+/// not begin with old bytes. Only those that the journal on disk still leads to wait for it.
 fn remove_leftovers(open: &OpenLayer, data: &DataFiles) -> Result<(), BranchError> {
     let host = |path: &Path| {
         let path = path.to_owned();
@@ -78,6 +78,7 @@ fn remove_leftovers(open: &OpenLayer, data: &DataFiles) -> Result<(), BranchErro
     };
     for group in groups {
         let group = top.join(group);
+        let mut removed = false;
         for name in data.storage.list(&group).map_err(host(&group))? {
             let ino = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
             if let Some(ino) = ino.map(Ino)
@@ -85,8 +86,15 @@ fn remove_leftovers(open: &OpenLayer, data: &DataFiles) -> Result<(), BranchErro
                 && !open.is_doomed(ino)
             {
                 data.destroy(open.id, ino).map_err(host(&group))?;
+                removed = true;
                 crash_point(Point::LeftoverRemoved);
             }
+        }
+        if removed {
+            // The next power cut must not bring them back: no record of such a number has become
+            // durable, so it will be given to a new file.
+            data.storage.sync_dir(&group).map_err(host(&group))?;
+            crash_point(Point::LeftoversSynced);
         }
     }
     Ok(())

@@ -18,13 +18,14 @@ const BRANCHES_SHOWN: usize = 5;
 /// Reads the store by its formats alone. Branches may be mounted; of what they have not synced yet
 /// nothing is expected.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit code 3 if damage was found. Nothing is changed without --repair or \
-                        --add-checksums.
+#[command(
+    after_help = "Exit code 3 if damage was found. Nothing is changed without --repair or --add-checksums.
 
 Examples:
   cowfs check
   cowfs check --branch main --read-data
-  cowfs check --repair")]
+  cowfs check --repair"
+)]
 pub(super) struct CheckArgs {
     /// Check only what this branch stands on
     #[arg(long, value_name = "BRANCH")]

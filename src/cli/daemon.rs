@@ -17,11 +17,10 @@ const NOTICE: Duration = Duration::from_millis(100);
 /// Arguments of `cowfs daemon`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Takes the snapshots of `cowfs snapshot schedule` and removes those that have expired. With --reap it \
-also deletes expired
-branches and frees what nothing needs, as `cowfs gc` does. Mounted branches need no daemon: each has
-a process of its own. It runs until SIGTERM or SIGINT; with --once it does what is due and ends, for
-a timer.
+    after_help = "Takes the snapshots of `cowfs snapshot schedule` and removes those that have expired. \
+With --reap it also deletes expired branches and frees what nothing needs, as `cowfs \
+gc` does. Mounted branches need no daemon: each has a process of its own. It runs \
+until SIGTERM or SIGINT; with --once it does what is due and ends, for a timer.
 
 Examples:
   cowfs daemon --reap

@@ -12,6 +12,7 @@ use crate::catalog::Store;
 use crate::postgres::locate::Binaries;
 use crate::serve::Failure;
 use crate::serve::detach::helper_is_installed;
+use crate::serve::options::users_may_allow_other;
 use crate::serve::status::{self, State};
 
 /// Below this many bytes a store is about to be full.
@@ -24,9 +25,8 @@ const KERNEL_WANTED: (u32, u32) = (5, 15);
 /// Arguments of `cowfs doctor`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The exit code is 1 if something is missing that cowfs cannot do without. Without a store, only the \
-machine is
-looked at."
+    after_help = "The exit code is 1 if something is missing that cowfs cannot do without. Without a \
+store, only the machine is looked at."
 )]
 pub(super) struct DoctorArgs {
     /// Print JSON
@@ -148,10 +148,8 @@ fn privileges(root: bool) -> Finding {
         return finding("user", "root: mounts for everybody, starts Postgres as its owner");
     }
     let uid = nix::unistd::geteuid();
-    let others = std::fs::read_to_string("/etc/fuse.conf")
-        .is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"));
     let found = finding("user", format!("user {uid}: mounts for this user"));
-    if others {
+    if users_may_allow_other() {
         return found;
     }
     found.warning(

@@ -13,11 +13,10 @@ use crate::serve::Failure;
 /// Arguments of `cowfs du`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Bytes are blocks on the host's disk. TOTAL is all that a branch or snapshot \
-stands on, FREES what goes
-when it alone is deleted (with a branch go its snapshots), after a `cowfs gc --now`. The files of an
-adopted directory count for neither. Deleted branches that `cowfs undo` can bring back stand at the
-end.
+    after_help = "Bytes are blocks on the host's disk. TOTAL is all that a branch or snapshot stands \
+on, FREES what goes when it alone is deleted (with a branch go its snapshots), after \
+a `cowfs gc --now`. The files of an adopted directory count for neither. Deleted \
+branches that `cowfs undo` can bring back stand at the end.
 
 Examples:
   cowfs du

@@ -32,17 +32,19 @@ const PASSING_MS: i64 = 86_400_000;
 
 /// Arguments of `cowfs export`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The copy is of one moment, also of a branch on which Postgres runs; the \
-server recovers at its first start from
-it, as after a crash. With --clean it was started and shut down once before, and does not. Blocks
-are shared with the store where the host filesystem can (reflink); what is copied is verified
-against the checksums on the way.
+#[command(
+    after_help = "The copy is of one moment, also of a branch on which Postgres runs; the server \
+recovers at its first start from it, as after a crash. With --clean it was started \
+and shut down once before, and does not. Blocks are shared with the store where the \
+host filesystem can (reflink); what is copied is verified against the checksums on \
+the way.
 
 Examples:
   cowfs export main /srv/copy
   cowfs export main@nightly /srv/copy --clean
   cowfs export main --tar main.tar
-  cowfs export main --tar - | zstd > main.tar.zst")]
+  cowfs export main --tar - | zstd > main.tar.zst"
+)]
 pub(super) struct ExportArgs {
     /// The branch, or one of its snapshots
     #[arg(value_name = "BRANCH[@SNAPSHOT]")]

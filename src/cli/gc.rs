@@ -24,10 +24,10 @@ const DOOMED: &str = ".gone";
 /// Arguments of `cowfs gc`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Deletes branches and snapshots that have expired, forgets branches that were deleted more than a day
-ago (until then `cowfs undo` brings them back), and frees the layers that nothing needs any more.
-Safe at any time, also beside mounted branches, forks and imports. With -q nothing is printed but
-errors.
+    after_help = "Deletes branches and snapshots that have expired, forgets branches that were deleted \
+more than a day ago (until then `cowfs undo` brings them back), and frees the layers \
+that nothing needs any more. Safe at any time, also beside mounted branches, forks \
+and imports. With -q nothing is printed but errors.
 
 Examples:
   cowfs gc --dry-run

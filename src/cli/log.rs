@@ -27,13 +27,15 @@ pub(super) struct LogArgs {
 
 /// Arguments of `cowfs undo`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Deleting, renaming, resetting and restoring can be taken back as long as \
-the data is there: gc takes it after
-a day. An undo of a reset or a restore can be taken back in turn.
+#[command(
+    after_help = "Deleting, renaming, resetting and restoring can be taken back as long as the data is \
+there: gc takes it after a day. An undo of a reset or a restore can be taken back in \
+turn.
 
 Examples:
   cowfs undo
-  cowfs undo 17")]
+  cowfs undo 17"
+)]
 pub(super) struct UndoArgs {
     /// Number of the operation [default: the last one that can be taken back]
     #[arg(value_name = "NUMBER")]

@@ -20,6 +20,7 @@ mod init;
 mod log;
 mod metrics;
 mod mount;
+mod mount_helper;
 mod output;
 mod postgres;
 mod prune;
@@ -137,7 +138,7 @@ pub fn main() -> ExitCode {
     if let Some(code) = crate::io::crash::prepare() {
         return ExitCode::from(code);
     }
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(mount_helper::translated(std::env::args_os().collect()));
     start_tracing(cli.verbose, cli.quiet);
     match cli.run() {
         Ok(0) if output::lost() => ExitCode::from(1),

@@ -12,13 +12,15 @@ use crate::serve::unmount::{self, Outcome, Unmounted};
 
 /// Arguments of `cowfs unmount`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Refused while in use; the processes that use it are named. Returns when \
-everything is durable.
+#[command(
+    after_help = "Refused while in use; the processes that use it are named. Returns when everything is \
+durable.
 
 Examples:
   cowfs unmount main
   cowfs unmount /srv/main
-  cowfs unmount main --lazy")]
+  cowfs unmount main --lazy"
+)]
 pub struct UnmountArgs {
     /// Branch, or directory that one is mounted on (anything that begins with / or .)
     #[arg(value_name = "BRANCH|DIR")]

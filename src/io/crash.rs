@@ -123,6 +123,7 @@ points! {
     SettleCopied = "settle.copied", "The last page of a file that was cut is copied up.";
     SettleLogged = "settle.logged", "What the cut hides is logged.";
     LeftoverRemoved = "recover.leftover_removed", "A data file that no record mentions is removed.";
+    LeftoversSynced = "recover.leftovers_synced", "And that is durable.";
     HygieneRemoved = "hygiene.removed", "The files of the parent's server are removed.";
     HygieneSynced = "hygiene.synced", "Durably, the catalog does not know.";
     HygieneNoted = "hygiene.noted", "It knows.";

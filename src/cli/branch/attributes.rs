@@ -19,12 +19,14 @@ pub(in crate::cli) struct OneBranchArgs {
 
 /// Arguments of `cowfs branch expire`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "`cowfs gc` deletes an expired branch; one that is in use, or protected, \
-stays until it is neither.
+#[command(
+    after_help = "`cowfs gc` deletes an expired branch; one that is in use, or protected, stays until \
+it is neither.
 
 Examples:
   cowfs branch expire ticket-42 7d
-  cowfs branch expire ticket-42 never")]
+  cowfs branch expire ticket-42 never"
+)]
 pub(in crate::cli) struct ExpireArgs {
     /// The branch
     name: BranchName,

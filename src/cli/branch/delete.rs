@@ -30,9 +30,8 @@ const LET_GO_PATIENCE: Duration = Duration::from_millis(500);
 /// Arguments of `cowfs branch delete`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "It can come back with `cowfs undo` until `cowfs gc` frees its space, which it \
-does a day later (`cowfs gc --now`: at
-once). With --purge it cannot, and the next gc frees it.
+    after_help = "It can come back with `cowfs undo` until `cowfs gc` frees its space, which it does a \
+day later (`cowfs gc --now`: at once). With --purge it cannot, and the next gc frees it.
 
 Examples:
   cowfs branch delete ticket-42

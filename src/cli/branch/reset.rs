@@ -39,14 +39,15 @@ struct How {
 
 /// Arguments of `cowfs branch reset`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The branch keeps its name, its port and its children. What it was can \
-come back with `cowfs undo` until gc
-takes it, a day later.
+#[command(
+    after_help = "The branch keeps its name, its port and its children. What it was can come back with \
+`cowfs undo` until gc takes it, a day later.
 
 Examples:
   cowfs branch reset ticket-42
   cowfs branch reset ticket-42 --to main@nightly --restart
-  cowfs branch reset ticket-42 --preserve-as ticket-42-old")]
+  cowfs branch reset ticket-42 --preserve-as ticket-42-old"
+)]
 pub(in crate::cli) struct ResetArgs {
     /// The branch
     name: BranchName,
@@ -59,12 +60,13 @@ pub(in crate::cli) struct ResetArgs {
 
 /// Arguments of `cowfs branch restore`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "What the branch was can come back with `cowfs undo` until gc takes it, a \
-day later.
+#[command(
+    after_help = "What the branch was can come back with `cowfs undo` until gc takes it, a day later.
 
 Examples:
   cowfs branch restore ticket-42 before-migration
-  cowfs branch restore ticket-42 before-migration --restart")]
+  cowfs branch restore ticket-42 before-migration --restart"
+)]
 pub(in crate::cli) struct RestoreArgs {
     /// The branch
     name: BranchName,

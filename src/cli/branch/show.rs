@@ -13,9 +13,11 @@ use crate::serve::status::{self, State};
 
 /// Arguments of `cowfs branch show`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Unique are the bytes on disk of the layers that only this branch needs: \
-`cowfs branch delete` and then `cowfs gc --now` free them. Shared are those of the layers that other \
-branches need as well. The files of an adopted directory count for neither.")]
+#[command(
+    after_help = "Unique are the bytes on disk of the layers that only this branch needs: `cowfs branch \
+delete` and then `cowfs gc --now` free them. Shared are those of the layers that \
+other branches need as well. The files of an adopted directory count for neither."
+)]
 pub(in crate::cli) struct ShowArgs {
     /// The branch
     name: BranchName,

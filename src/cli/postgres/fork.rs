@@ -19,10 +19,10 @@ const LONG_START_US: u64 = 2_000_000;
 /// Arguments of `cowfs fork`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The same as `cowfs branch create NAME --from PARENT` and `cowfs start NAME`. \
-The parent may be
-mounted or not, and its Postgres may be busy. The child replays the WAL that the parent has written
-since its last checkpoint; with --checkpoint that is next to none.
+    after_help = "The same as `cowfs branch create NAME --from PARENT` and `cowfs start NAME`. The \
+parent may be mounted or not, and its Postgres may be busy. The child replays the WAL \
+that the parent has written since its last checkpoint; with --checkpoint that is next \
+to none.
 
 Examples:
   cowfs fork main experiment

@@ -18,9 +18,9 @@ const TAIL_BYTES_MAX: u64 = 4 << 20;
 /// Arguments of `cowfs logs`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The log outlives the server; a new one begins when it has grown over 8 MiB.
-A server started with --keep logging logs where its configuration says.
---mount shows what the serving process wrote: after an input/output error, which file it was.
+    after_help = "The log outlives the server; a new one begins when it has grown over 8 MiB. A server \
+started with --keep logging logs where its configuration says. --mount shows what the \
+serving process wrote: after an input/output error, which file it was.
 
 Examples:
   cowfs logs experiment --follow

@@ -13,8 +13,7 @@ use crate::serve::Failure;
 /// Arguments of `cowfs restart`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Starts with the port and the options of the last start. To change them, stop \
-and start."
+    after_help = "Starts with the port and the options of the last start. To change them, stop and start."
 )]
 pub(in crate::cli) struct RestartArgs {
     /// The branch

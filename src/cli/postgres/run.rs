@@ -15,13 +15,14 @@ const NOT_FOUND: u8 = 127;
 
 /// Arguments of `cowfs run`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The command gets DATABASE_URL, PGHOST, PGPORT, PGUSER, PGDATABASE and \
-COWFS_BRANCH; the exit code
-is its own.
+#[command(
+    after_help = "The command gets DATABASE_URL, PGHOST, PGPORT, PGUSER, PGDATABASE and COWFS_BRANCH; \
+the exit code is its own.
 
 Examples:
   cowfs run experiment -- ./migrate up
-  cowfs run experiment -- sh -c 'pg_dump --schema-only > schema.sql'")]
+  cowfs run experiment -- sh -c 'pg_dump --schema-only > schema.sql'"
+)]
 pub(in crate::cli) struct RunArgs {
     /// The branch
     branch: BranchName,

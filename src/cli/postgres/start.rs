@@ -48,8 +48,8 @@ pub(in crate::cli) struct ServerArgs {
 /// Arguments of `cowfs start`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "A branch that is not mounted is mounted below the runtime directory \
-(COWFS_RUNTIME_DIR, /run/cowfs),
-and `cowfs stop` unmounts it again. The URL is the only thing on the standard output.
+(COWFS_RUNTIME_DIR, /run/cowfs), and `cowfs stop` unmounts it again. The URL is the \
+only thing on the standard output.
 
 Examples:
   cowfs start experiment

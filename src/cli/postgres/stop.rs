@@ -13,9 +13,8 @@ use crate::serve::Failure;
 /// Arguments of `cowfs stop`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A branch that `cowfs start` mounted is unmounted again. A branch on which no \
-Postgres runs is
-left as it is, and that is no error.
+    after_help = "A branch that `cowfs start` mounted is unmounted again. A branch on which no Postgres \
+runs is left as it is, and that is no error.
 
 Examples:
   cowfs stop experiment

@@ -27,14 +27,15 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Arguments of `cowfs try`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The command gets DATABASE_URL, PGHOST, PGPORT, PGUSER, PGDATABASE and \
-COWFS_BRANCH; the exit code
-is its own. The child is deleted afterwards, also on SIGINT, SIGTERM and SIGHUP, and nothing of it
-reaches the parent.
+#[command(
+    after_help = "The command gets DATABASE_URL, PGHOST, PGPORT, PGUSER, PGDATABASE and COWFS_BRANCH; \
+the exit code is its own. The child is deleted afterwards, also on SIGINT, SIGTERM \
+and SIGHUP, and nothing of it reaches the parent.
 
 Examples:
   cowfs try main -- ./migrate up
-  cowfs try main --keep-on-failure -- npm test")]
+  cowfs try main --keep-on-failure -- npm test"
+)]
 pub(in crate::cli) struct TryArgs {
     /// The branch to fork, or one of its snapshots
     #[arg(value_name = "PARENT[@SNAPSHOT]")]

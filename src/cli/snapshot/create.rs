@@ -12,14 +12,15 @@ use crate::serve::{Failure, Request, Response};
 
 /// Arguments of `cowfs snapshot create`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Without a name it is called after the time. A snapshot takes no space by \
-itself: it keeps what the
-branch overwrites or deletes later.
+#[command(
+    after_help = "Without a name it is called after the time. A snapshot takes no space by itself: it \
+keeps what the branch overwrites or deletes later.
 
 Examples:
   cowfs snapshot create main
   cowfs snapshot create main@before-migration
-  cowfs snapshot create main@nightly --ttl 7d")]
+  cowfs snapshot create main@nightly --ttl 7d"
+)]
 pub(in crate::cli) struct CreateArgs {
     /// The branch, and the name of the snapshot
     #[arg(value_name = "BRANCH[@NAME]")]

@@ -15,8 +15,8 @@ const PREFIX: &str = "auto";
 /// Arguments of `cowfs snapshot schedule`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "`cowfs daemon` takes the snapshots, and removes those that have expired. Without options the \
-schedule is shown.
+    after_help = "`cowfs daemon` takes the snapshots, and removes those that have expired. Without \
+options the schedule is shown.
 
 Examples:
   cowfs snapshot schedule main --every 10m --keep 24h
