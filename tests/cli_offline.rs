@@ -289,3 +289,32 @@ fn help_completions_and_pages_are_there() {
     assert!(dir.join("cowfs-branch-create.1").exists());
     assert_eq!(cli.run(&["no-such-command"]).status.code(), Some(2));
 }
+
+#[test]
+fn a_shell_is_offered_names_of_branches_and_snapshots() {
+    let cli = Cli::new();
+    for name in ["main", "team/dev"] {
+        cli.ok(&["branch", "create", name, "--empty"]);
+    }
+    cli.ok(&["snapshot", "create", "main@first"]);
+    let offered = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cowfs"));
+        command.env("COWFS_STORE", &cli.store).env("COWFS_COMPLETE", "fish");
+        let out = command.args(["--", "cowfs"]).args(words).output().unwrap();
+        assert!(out.status.success(), "{words:?}: {}", text(&out.stderr));
+        let lines = text(&out.stdout);
+        lines.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(offered(&["branch", "show", "ma"]), ["main"]);
+    assert_eq!(offered(&["stop", "t"]), ["team/dev"]);
+    assert_eq!(offered(&["fork", "main"]), ["main", "main@first"]);
+    assert_eq!(offered(&["snapshot", "delete", "m"]), ["main@first"]);
+    let commands = offered(&["snap"]);
+    assert_eq!(commands, ["snapshot"]);
+    // Where there is no store, nothing is offered, and nothing complains.
+    assert!(offered(&["--store", "/nonexistent", "branch", "show", "ma"]).is_empty());
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = cli.ok(&["completions", shell]);
+        assert!(script.contains("COWFS_COMPLETE"), "{shell}: {script}");
+    }
+}

@@ -619,7 +619,7 @@ mod found {
         run(&[
             Op::Create(a()),
             Op::Write(a(), 0, 16385, 1),
-            Op::Cut(4254865390045375576),
+            Op::Cut(4_254_865_390_045_375_576),
             Op::Create(d()),
             Op::Fsync(d()),
         ]);

@@ -29,6 +29,7 @@ Examples:
 pub(super) struct CheckArgs {
     /// Check only what this branch stands on
     #[arg(long, value_name = "BRANCH")]
+    #[arg(add = crate::cli::complete::branches())]
     branch: Option<BranchName>,
     /// Read all contents and compare them with their checksums
     #[arg(long)]

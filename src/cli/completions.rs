@@ -3,13 +3,20 @@
 use std::path::PathBuf;
 
 use clap::CommandFactory;
+use clap_complete::env::Shells;
 
-use super::{Cli, output};
+use super::{Cli, complete, output};
 use crate::serve::Failure;
 
 /// Arguments of `cowfs completions`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  cowfs completions bash > /etc/bash_completion.d/cowfs")]
+#[command(
+    after_help = "The script asks cowfs for what can follow, names of branches and snapshots included.
+
+Examples:
+  cowfs completions bash > /etc/bash_completion.d/cowfs
+  cowfs completions zsh > /usr/local/share/zsh/site-functions/_cowfs"
+)]
 pub(super) struct CompletionsArgs {
     /// The shell
     shell: clap_complete::Shell,
@@ -24,11 +31,17 @@ pub(super) struct ManArgs {
     dir: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &CompletionsArgs) -> u8 {
+pub(super) fn run(args: &CompletionsArgs) -> Result<u8, Failure> {
     let mut out = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "cowfs", &mut out);
+    let shells = Shells::builtins();
+    // The shells of the argument are those that there are scripts for.
+    if let Some(shell) = shells.completer(&args.shell.to_string()) {
+        let written =
+            shell.write_registration(complete::VARIABLE, "cowfs", "cowfs", "cowfs", &mut out);
+        written.map_err(|error| Failure::caused("completions", &error))?;
+    }
     output::print(&String::from_utf8_lossy(&out));
-    0
+    Ok(0)
 }
 
 pub(super) fn run_man(args: &ManArgs) -> Result<u8, Failure> {

@@ -24,6 +24,7 @@ Examples:
 )]
 pub(super) struct DuArgs {
     /// Only this branch, with its snapshots
+    #[arg(add = crate::cli::complete::branches())]
     branch: Option<BranchName>,
     /// Print JSON
     #[arg(long)]

@@ -48,6 +48,7 @@ Examples:
 pub(super) struct ExportArgs {
     /// The branch, or one of its snapshots
     #[arg(value_name = "BRANCH[@SNAPSHOT]")]
+    #[arg(add = crate::cli::complete::points())]
     point: BranchPoint,
     /// Directory to fill; missing or empty
     #[arg(required_unless_present = "tar")]

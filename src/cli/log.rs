@@ -16,6 +16,7 @@ Examples:
   cowfs log main -n 5")]
 pub(super) struct LogArgs {
     /// Only what was done to this branch, by the name it had then
+    #[arg(add = crate::cli::complete::branches())]
     branch: Option<BranchName>,
     /// How many, the newest first
     #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
@@ -42,6 +43,7 @@ pub(super) struct UndoArgs {
     operation: Option<i64>,
     /// The last one of this branch, by the name it had then
     #[arg(long, value_name = "NAME", conflicts_with = "operation")]
+    #[arg(add = crate::cli::complete::branches())]
     branch: Option<BranchName>,
     /// Only say what would be taken back
     #[arg(long)]

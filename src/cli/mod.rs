@@ -5,6 +5,7 @@
 
 mod branch;
 mod check;
+mod complete;
 mod completions;
 mod daemon;
 mod doctor;
@@ -138,6 +139,7 @@ pub fn main() -> ExitCode {
     if let Some(code) = crate::io::crash::prepare() {
         return ExitCode::from(code);
     }
+    complete::answer();
     let cli = Cli::parse_from(mount_helper::translated(std::env::args_os().collect()));
     start_tracing(cli.verbose, cli.quiet);
     match cli.run() {
@@ -255,7 +257,7 @@ impl Cli {
             Command::Logs(args) => postgres::logs::run(args, &self.open_store()?),
             Command::Check(args) => check::run(args, self.open_store()?),
             Command::Dump(args) => dump::run(args, || self.open_store()),
-            Command::Completions(args) => Ok(completions::run(args)),
+            Command::Completions(args) => completions::run(args),
             Command::Man(args) => completions::run_man(args),
         }
     }

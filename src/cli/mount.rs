@@ -31,6 +31,7 @@ Examples:
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct MountArgs {
     /// Branch to mount
+    #[arg(add = crate::cli::complete::branches())]
     pub branch: BranchName,
     /// Directory to mount it on
     pub dir: PathBuf,

@@ -25,6 +25,7 @@ const CLEAR_SCREEN: &str = "\x1b[H\x1b[J";
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
     /// Only this branch, in detail
+    #[arg(add = crate::cli::complete::branches())]
     pub branch: Option<BranchName>,
     /// Print JSON
     #[arg(long)]

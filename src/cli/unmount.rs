@@ -24,6 +24,7 @@ Examples:
 pub struct UnmountArgs {
     /// Branch, or directory that one is mounted on (anything that begins with / or .)
     #[arg(value_name = "BRANCH|DIR")]
+    #[arg(add = crate::cli::complete::branches())]
     pub target: OsString,
     /// Detach a mount that is in use; its users go on until they are done
     #[arg(long)]

@@ -11,6 +11,7 @@ use crate::serve::Failure;
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct OneBranchArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     name: BranchName,
     /// Print the result as JSON
     #[arg(long)]
@@ -29,6 +30,7 @@ Examples:
 )]
 pub(in crate::cli) struct ExpireArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     name: BranchName,
     /// From now, for example 12h or 7d; or never
     #[arg(value_name = "DURATION", value_parser = span::parse_or_never)]

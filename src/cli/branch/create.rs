@@ -27,6 +27,7 @@ pub(in crate::cli) struct CreateArgs {
     empty: bool,
     /// Fork this branch, mounted or not, or one of its snapshots
     #[arg(long, value_name = "PARENT[@SNAPSHOT]", group = "source")]
+    #[arg(add = crate::cli::complete::points())]
     from: Option<BranchPoint>,
     /// Have gc delete it after that time, for example 12h or 7d
     #[arg(long, value_name = "DURATION", value_parser = span::parse)]

@@ -39,6 +39,7 @@ Examples:
 )]
 pub(in crate::cli) struct DeleteArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     name: BranchName,
     /// Stop its Postgres and unmount it first, whoever uses it
     #[arg(long)]

@@ -9,6 +9,7 @@ use crate::serve::Failure;
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct RenameArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     name: BranchName,
     /// Its new name
     new_name: BranchName,

@@ -50,9 +50,11 @@ Examples:
 )]
 pub(in crate::cli) struct ResetArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     name: BranchName,
     /// The state to begin anew with [default: its parent as it is now]
     #[arg(long, value_name = "PARENT[@SNAPSHOT]")]
+    #[arg(add = crate::cli::complete::points())]
     to: Option<BranchPoint>,
     #[command(flatten)]
     how: How,
@@ -69,6 +71,7 @@ Examples:
 )]
 pub(in crate::cli) struct RestoreArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     name: BranchName,
     /// One of its own snapshots
     snapshot: SnapshotName,

@@ -20,6 +20,7 @@ other branches need as well. The files of an adopted directory count for neither
 )]
 pub(in crate::cli) struct ShowArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     name: BranchName,
     /// Print JSON
     #[arg(long)]

@@ -13,6 +13,7 @@ use crate::serve::Failure;
 #[command(after_help = "Example:\n  eval \"$(cowfs env experiment)\"")]
 pub(in crate::cli) struct EnvArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     branch: BranchName,
     #[command(flatten)]
     connection: ConnectionArgs,

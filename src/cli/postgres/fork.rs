@@ -31,6 +31,7 @@ Examples:
 pub(in crate::cli) struct ForkArgs {
     /// The branch to fork, or one of its snapshots
     #[arg(value_name = "PARENT[@SNAPSHOT]")]
+    #[arg(add = crate::cli::complete::points())]
     parent: BranchPoint,
     /// Name of the new branch
     name: BranchName,

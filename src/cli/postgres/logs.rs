@@ -28,6 +28,7 @@ Examples:
 )]
 pub(in crate::cli) struct LogsArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     branch: BranchName,
     /// Show the last N lines
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]

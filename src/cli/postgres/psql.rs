@@ -24,6 +24,7 @@ Examples:
 )]
 pub(in crate::cli) struct PsqlArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     branch: BranchName,
     /// Arguments for psql
     #[arg(last = true, value_name = "ARGS")]

@@ -17,6 +17,7 @@ use crate::serve::Failure;
 )]
 pub(in crate::cli) struct RestartArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     branch: BranchName,
     /// How to stop it: smart, fast or immediate
     #[arg(long, default_value = "fast")]

@@ -25,6 +25,7 @@ Examples:
 )]
 pub(in crate::cli) struct RunArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     branch: BranchName,
     #[command(flatten)]
     connection: ConnectionArgs,

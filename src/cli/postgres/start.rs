@@ -58,6 +58,7 @@ Examples:
   cowfs start experiment -c shared_buffers=1GB -c work_mem=64MB")]
 pub(in crate::cli) struct StartArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     branch: BranchName,
     #[command(flatten)]
     server: ServerArgs,

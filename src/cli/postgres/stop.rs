@@ -23,6 +23,7 @@ Examples:
 pub(in crate::cli) struct StopArgs {
     /// The branches
     #[arg(required = true, value_name = "BRANCH")]
+    #[arg(add = crate::cli::complete::branches())]
     branches: Vec<BranchName>,
     /// smart waits for all clients, fast ends their sessions, immediate leaves recovery to the next
     /// start

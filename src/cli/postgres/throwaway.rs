@@ -39,6 +39,7 @@ Examples:
 pub(in crate::cli) struct TryArgs {
     /// The branch to fork, or one of its snapshots
     #[arg(value_name = "PARENT[@SNAPSHOT]")]
+    #[arg(add = crate::cli::complete::points())]
     parent: BranchPoint,
     /// Leave the child running if the command fails
     #[arg(long)]

@@ -50,6 +50,7 @@ impl ConnectionArgs {
   cowfs url experiment --format env > .env")]
 pub(in crate::cli) struct UrlArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     branch: BranchName,
     /// In which form
     #[arg(long, value_enum, default_value = "uri")]

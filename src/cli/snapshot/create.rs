@@ -24,6 +24,7 @@ Examples:
 pub(in crate::cli) struct CreateArgs {
     /// The branch, and the name of the snapshot
     #[arg(value_name = "BRANCH[@NAME]")]
+    #[arg(add = crate::cli::complete::points())]
     point: BranchPoint,
     /// Have gc delete it after that time, for example 24h or 7d
     #[arg(long, value_name = "DURATION", value_parser = span::parse)]

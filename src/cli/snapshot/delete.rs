@@ -11,6 +11,7 @@ use crate::serve::Failure;
 pub(in crate::cli) struct DeleteArgs {
     /// The snapshot
     #[arg(value_name = "BRANCH@NAME")]
+    #[arg(add = crate::cli::complete::snapshots())]
     point: SnapshotPoint,
     /// Print the result as JSON
     #[arg(long)]

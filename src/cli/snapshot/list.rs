@@ -13,6 +13,7 @@ use crate::serve::Failure;
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct ListArgs {
     /// Only those of this branch
+    #[arg(add = crate::cli::complete::branches())]
     branch: Option<BranchName>,
     /// Print JSON
     #[arg(long)]

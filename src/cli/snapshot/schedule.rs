@@ -24,6 +24,7 @@ Examples:
 )]
 pub(in crate::cli) struct ScheduleArgs {
     /// The branch
+    #[arg(add = crate::cli::complete::branches())]
     branch: BranchName,
     /// From one snapshot to the next, for example 10m
     #[arg(long, value_name = "DURATION", value_parser = span::parse, requires = "keep")]

@@ -10,6 +10,7 @@ use crate::serve::Failure;
 pub(in crate::cli) struct ShowArgs {
     /// The snapshot
     #[arg(value_name = "BRANCH@NAME")]
+    #[arg(add = crate::cli::complete::snapshots())]
     point: SnapshotPoint,
     /// Print JSON
     #[arg(long)]
