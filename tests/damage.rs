@@ -518,3 +518,40 @@ fn mount_a_store_whose_format_file_is_damaged() {
     assert!(damaged.check().ok().starts_with("sound"));
     damaged.others_go_on();
 }
+
+/// Found by fuzzing: a frame with a right checksum may say anything, also that the next file has
+/// the last of all numbers; the one after it was that of another file.
+#[test]
+fn inode_numbers_that_no_branch_gets_to_are_damage() {
+    use cowfs::branch::create::create_empty;
+    use cowfs::branch::fork::Requester;
+    use cowfs::branch::{Branch, BranchError, OpenMode};
+    use cowfs::catalog::Store;
+    use cowfs::format::{FrameReader, Ino, LogHeader, Record, encode_frame};
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = std::sync::Arc::new(Store::init(&dir.path().join("store")).unwrap());
+    let by = Requester { uid: 0, command: "test".to_owned() };
+    let row = create_empty(&store, "main".parse().unwrap(), &by).unwrap();
+    let journal = store.layer_dir(row.head).join("journal");
+    let good = fs::read(&journal).unwrap();
+    let mut frames = FrameReader::new(&good[LogHeader::BYTES..], 1);
+    for frame in frames.by_ref() {
+        frame.unwrap();
+    }
+    for last in [Ino::LAST.0 + 2, u64::MAX] {
+        let mut bad = good.clone();
+        encode_frame(frames.next_sequence(), &[Record::NextIno(Ino(last))], &mut bad);
+        fs::write(&journal, &bad).unwrap();
+        let options = cowfs::check::Options::default();
+        let found = cowfs::check::check(&store, &options, &mut |_| ()).unwrap().damage;
+        assert!(found.iter().any(|damage| format!("{damage:?}").contains("inode number")));
+        let lock = store.lock_branch(row.id).unwrap();
+        let opened = Branch::open(store.clone(), row.clone(), lock, OpenMode::ReadWrite);
+        let Err(error) = opened else { panic!("{last} was taken") };
+        assert!(matches!(error, BranchError::InodeNumbers { .. }), "{error}");
+    }
+    fs::write(&journal, &good).unwrap();
+    let lock = store.lock_branch(row.id).unwrap();
+    Branch::open(store.clone(), row, lock, OpenMode::ReadWrite).unwrap().close().unwrap();
+}

@@ -50,6 +50,16 @@ pub enum BranchError {
         /// The layer.
         layer: LayerId,
     },
+    /// A record names an inode number that no branch gets to.
+    #[error(
+        "branch {name} would have to go on at inode number {next}: one of its layers is damaged"
+    )]
+    InodeNumbers {
+        /// The branch.
+        name: String,
+        /// The number that would be the next.
+        next: u64,
+    },
     /// The branch is served read-only.
     #[error("branch {name} is mounted read-only")]
     ReadOnly {

@@ -71,6 +71,7 @@ impl Branch {
         let data = data_files(host.storage.clone(), &store);
         let chain = store.catalog.chain(row.head)?;
         let view = Arc::new(load_view(&store, &data, boot_id, &chain)?);
+        let next_ino = next_ino(&view, &row)?;
         let settled = match mode {
             OpenMode::ReadWrite => {
                 crash_point(Point::OpenReplayed);
@@ -82,7 +83,6 @@ impl Branch {
             }
             OpenMode::ReadOnly => Vec::new(),
         };
-        let next_ino = AtomicU64::new(next_ino(&view).0);
         let branch = Arc::new(Branch {
             store,
             row,
@@ -93,7 +93,7 @@ impl Branch {
             fork_turn: Mutex::new(()),
             background: Background::default(),
             checksums: Arc::default(),
-            next_ino,
+            next_ino: AtomicU64::new(next_ino.0),
             boot_id,
             _lock: lock,
         });
@@ -214,7 +214,8 @@ fn check_present(data: &DataFiles, row: &LayerRow) -> Result<(), BranchError> {
     Ok(())
 }
 
-fn next_ino(view: &View) -> Ino {
+/// The first inode number that no layer mentions.
+fn next_ino(view: &View, row: &BranchRow) -> Result<Ino, BranchError> {
     let mut next = Ino::ROOT.0 + 1;
     for layer in view.in_memory() {
         layer.for_each_inode(|record| next = next.max(record.ino.0.saturating_add(1)));
@@ -223,7 +224,11 @@ fn next_ino(view: &View) -> Ino {
     for part in view.sealed.iter() {
         next = next.max(part.index.meta().next_ino.0);
     }
-    Ino(next)
+    // A number beyond would come round to those of other files, sooner or later.
+    if next > Ino::LAST.0 {
+        return Err(BranchError::InodeNumbers { name: row.name.to_string(), next });
+    }
+    Ok(Ino(next))
 }
 
 /// Records a layer's first inode: the root directory of an empty branch.

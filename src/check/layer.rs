@@ -9,8 +9,8 @@ use super::mend::Mend;
 use super::{Report, adopted};
 use crate::catalog::{LayerRow, LayerState, Store};
 use crate::format::index::Index;
-use crate::format::journal::{FrameReader, LogHeader, LogKind};
-use crate::format::{FileKind, FileLayout, FormatError, GRANULE_BYTES, InodeRecord, OwnedRun};
+use crate::format::journal::{FrameReader, LogHeader, LogKind, Record};
+use crate::format::{FileKind, FileLayout, FormatError, GRANULE_BYTES, Ino, InodeRecord, OwnedRun};
 use crate::io::host::boot_id;
 use crate::io::sys;
 
@@ -87,7 +87,22 @@ fn verify_log(bytes: &[u8], kind: LogKind, row: &LayerRow) -> Result<(), FormatE
         return Ok(());
     }
     let mut frames = FrameReader::new(bytes.get(LogHeader::BYTES..).unwrap_or_default(), 1);
-    frames.try_for_each(|frame| frame.map(|_| ()))
+    frames.try_for_each(|frame| {
+        if frame?.records.iter().all(|record| inode_of(record) <= Ino::LAST) {
+            return Ok(());
+        }
+        Err(FormatError::Corrupt { what: "inode number", offset: LogHeader::BYTES as u64 })
+    })
+}
+
+/// The inode that a record is about.
+fn inode_of(record: &Record) -> Ino {
+    match record {
+        Record::Inode(record) => record.ino,
+        Record::Forget(ino) | Record::NextIno(ino) => *ino,
+        Record::Layout(delta) => delta.ino,
+        Record::Dirent { dir, .. } => *dir,
+    }
 }
 
 /// Whether there is an index; damage in it is reported. `own`: it is the layer's own, so its
@@ -115,6 +130,9 @@ fn check_index(store: &Store, path: &Path, row: &LayerRow, report: &mut Report, 
     if meta.layer != row.id || meta.depth != row.depth {
         report.damaged(path, "it belongs to another layer");
         return true;
+    }
+    if meta.next_ino > Ino::LAST {
+        report.damaged(path, format!("its next inode number is {}", meta.next_ino));
     }
     if own {
         check_files(store, &index, path, row, report);

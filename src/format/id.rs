@@ -47,6 +47,9 @@ numeric_id!(
 impl Ino {
     /// The root directory of every branch.
     pub const ROOT: Ino = Ino(1);
+    /// The last number that a branch gives to a file: as many as are made in thirty years at a
+    /// thousand a second. The numbers shown for root directories lie beyond.
+    pub const LAST: Ino = Ino((1 << 40) - 1);
 }
 
 /// The index of a granule within a file. `u32`, so a file holds at most 16 TiB (the limit of

@@ -203,7 +203,7 @@ impl OpenLayer {
 
     /// The lowest inode number that this layer's records never mentioned, however they ended.
     pub fn next_ino_floor(&self) -> u64 {
-        self.ino_last.load(Ordering::Relaxed) + 1
+        self.ino_last.load(Ordering::Relaxed).saturating_add(1)
     }
 
     /// The file for writing: the layer's own, or one made now over `size` bytes of lower layers.

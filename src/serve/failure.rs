@@ -83,7 +83,7 @@ pub fn of_branch(error: &BranchError) -> Failure {
     match error {
         BranchError::Catalog(error) => of_catalog(error),
         BranchError::Layer(error) => of_layer(error),
-        BranchError::LayerMissing { .. } => {
+        BranchError::LayerMissing { .. } | BranchError::InodeNumbers { .. } => {
             Failure::caused(DAMAGED, error).exit(3).hint(CHECK_HINT)
         }
         BranchError::ReadOnly { .. } => Failure::caused("read_only", error)
