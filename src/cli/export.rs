@@ -13,13 +13,12 @@ use super::branch::delete::{self, After};
 use super::branch::here_or_there::require;
 use super::mount::parse_duration;
 use super::postgres::{bring_up, stop};
-use super::{failure, output, requester, snapshot};
+use super::snapshot::PassingState;
+use super::{failure, output, requester};
 use crate::branch::fork::Requester;
 use crate::branch::snapshot::branch_from_snapshot;
 use crate::branch::{Branch, BranchError, OpenMode};
-use crate::catalog::{
-    Actor, BranchName, BranchPoint, BranchRow, CatalogError, SnapshotName, Store, now_ms,
-};
+use crate::catalog::{Actor, BranchName, BranchPoint, BranchRow, Store, now_ms};
 use crate::export::{self, Archive, Directory, ExportError, Exported, Target, Watch};
 use crate::format::counted;
 use crate::fs::{Fs, FsOptions};
@@ -186,29 +185,18 @@ impl<'a> Child<'a> {
         point: &BranchPoint,
         by: &Requester,
     ) -> Result<Child<'a>, Failure> {
-        let catalog = |error: CatalogError| failure::of_catalog(&error);
-        let parent = require(store, &point.branch)?;
-        let passing = point.snapshot.is_none();
-        let name = point.snapshot.clone();
-        let name = name.unwrap_or_else(|| SnapshotName::at_time("export", now_ms()));
-        let expires = now_ms() + PASSING_MS;
-        if passing {
-            snapshot::take(store, &point.branch, &name, Some(expires), by)?;
-        }
-        let state = store.catalog.require_snapshot(&parent, &name).map_err(catalog)?;
-        let seed = format!("{} {name} {}", point.branch, std::process::id());
+        let state = PassingState::of(store, point, "export", by)?;
+        let seed = format!("{point} {} {}", state.snapshot.id, std::process::id());
         let hash = xxhash_rust::xxh3::xxh3_64(seed.as_bytes()) as u32;
         let child: BranchName = format!("export-{hash:08x}")
             .parse()
             .map_err(|error| Failure::caused("name", &error).exit(255))?;
-        let made = branch_from_snapshot(store, &parent, &state, child, by);
-        let actor = Actor { uid: by.uid, command: &by.command };
-        if passing {
-            // The branch keeps what the snapshot kept.
-            store.catalog.delete_snapshots(&[state.id], None, actor).map_err(catalog)?;
-        }
+        let made = branch_from_snapshot(store, &state.branch, &state.snapshot, child, by);
+        state.forget(store, by);
         let row = made.map_err(|error| failure::of_branch(&error))?;
-        let row = store.catalog.set_expiry(row.id, Some(expires), actor).map_err(catalog)?;
+        let actor = Actor { uid: by.uid, command: &by.command };
+        let expiring = store.catalog.set_expiry(row.id, Some(now_ms() + PASSING_MS), actor);
+        let row = expiring.map_err(|error| failure::of_catalog(&error))?;
         Ok(Child { store, row })
     }
 

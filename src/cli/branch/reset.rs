@@ -4,22 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::postgres::{bring_up, reach, start, stop};
-use super::super::{failure, output, requester, snapshot};
+use super::super::snapshot::PassingState;
+use super::super::{failure, output, requester};
 use super::here_or_there::require;
-use crate::branch::fork::Requester;
 use crate::branch::snapshot::rehead;
 use crate::catalog::rehead::Reheaded;
 use crate::catalog::{
-    Actor, BranchLock, BranchName, BranchPoint, BranchRow, CatalogError, LockError, SnapshotName,
-    SnapshotRow, Store, now_ms,
+    BranchLock, BranchName, BranchPoint, BranchRow, CatalogError, LockError, SnapshotName, Store,
 };
 use crate::postgres::instance::Wishes;
 use crate::postgres::postmaster::StopMode;
 use crate::postgres::runtime_dir::RuntimeDir;
 use crate::serve::Failure;
 
-/// A snapshot of the parent that only serves a reset goes after that time, should the reset die.
-const PASSING_MS: i64 = 3_600_000;
 /// How long each step of a restart may take.
 const RESTART_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -129,10 +126,10 @@ fn begin_anew(
     refuse_what_cannot_be(store, row, how)?;
     let by = requester();
     // Before anything is stopped: it may not exist.
-    let state = state_of(store, to, &by)?;
+    let state = PassingState::of(store, to, "reset", &by)?;
     let running = if how.restart { stop_server(store, row)? } else { None };
     let reheaded = with_lock(store, row).and_then(|lock| {
-        let origin = (state.row.layer, format!("fork:{to}"));
+        let origin = (state.snapshot.layer, format!("fork:{to}"));
         let done = rehead(store, row, &lock, origin, how.preserve_as.as_ref(), &by);
         done.map_err(|error| failure::of_branch(&error))
     });
@@ -198,37 +195,6 @@ fn refuse_what_cannot_be(store: &Store, row: &BranchRow, how: &How) -> Result<()
             .hint(format!("`cowfs stop {name}` first, or add --restart, which does so")));
     }
     Ok(())
-}
-
-/// The state that a branch is to have: a snapshot, perhaps one that was taken for this only.
-struct State {
-    row: SnapshotRow,
-    passing: bool,
-}
-
-fn state_of(store: &Arc<Store>, to: &BranchPoint, by: &Requester) -> Result<State, Failure> {
-    let branch = require(store, &to.branch)?;
-    let find = |name: &SnapshotName| {
-        store.catalog.require_snapshot(&branch, name).map_err(|error| failure::of_catalog(&error))
-    };
-    if let Some(name) = &to.snapshot {
-        return Ok(State { row: find(name)?, passing: false });
-    }
-    let name = SnapshotName::at_time("reset", now_ms());
-    snapshot::take(store, &to.branch, &name, Some(now_ms() + PASSING_MS), by)?;
-    Ok(State { row: find(&name)?, passing: true })
-}
-
-impl State {
-    fn forget(&self, store: &Store, by: &Requester) {
-        if !self.passing {
-            return;
-        }
-        let actor = Actor { uid: by.uid, command: &by.command };
-        if let Err(error) = store.catalog.delete_snapshots(&[self.row.id], None, actor) {
-            tracing::warn!(%error, "a snapshot that is not needed any more stays for gc");
-        }
-    }
 }
 
 /// Stops the Postgres of a branch and unmounts it; gives what it takes to start it again.

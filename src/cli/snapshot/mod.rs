@@ -3,10 +3,12 @@
 mod create;
 mod delete;
 mod list;
+mod passing;
 mod schedule;
 mod show;
 
 pub(super) use create::take;
+pub(super) use passing::PassingState;
 pub(super) use schedule::{Taken, take_due};
 
 use clap::Subcommand;
