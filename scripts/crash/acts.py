@@ -55,6 +55,7 @@ def after_death(stage: Stage) -> None:
     for branch in stage.known.branches.values():
         branch.exists = happened if branch.exists is None else branch.exists
     stage.names_agree()
+    stage.snapshots_agree()
 
 
 # ---- states to begin with
@@ -261,6 +262,28 @@ def names(stage: Stage) -> None:
     stage.delete("other")
 
 
+def go_back(stage: Stage) -> None:
+    """Snapshots of a mounted and of an unmounted branch; a restore, which is taken back; a reset; nothing is left over."""
+    stage.mount("main")
+    stage.work("main", 10)
+    stage.snapshot("main@live")
+    stage.work("main", 10)
+    stage.settle("main")
+    stage.unmount("main")
+    stage.snapshot("main@still")
+    stage.mount("main")
+    stage.work("main", 10)
+    stage.unmount("main")
+    before = stage.restore("main", "live")
+    stage.undo("main", before)
+    stage.exchange("kid", stage.known.snapshots["main@still"].model, "branch", "reset", "kid", "--to", "main@still")
+    stage.forget("main@live")
+    stage.mount("kid")
+    stage.work("kid", 10)
+    stage.unmount("kid")
+    stage.command("gc", "--now")
+
+
 def collect(stage: Stage) -> None:
     stage.command("gc", "--now")
 
@@ -324,7 +347,8 @@ SCENARIOS = [Scenario("write", "forked", write), Scenario("fork", "forked", fork
              Scenario("recover-torn", "torn", recover),
              Scenario("recover-frozen", "frozen", recover), Scenario("recover-finalized", "half-finalized", recover),
              Scenario("recover-merged", "half-merged", recover), Scenario("child-first", "frozen", child_first),
-             Scenario("names", "forked", names), Scenario("collect", "garbage", collect),
+             Scenario("names", "forked", names), Scenario("go-back", "forked", go_back),
+             Scenario("collect", "garbage", collect),
              Scenario("import", "plain", bring_in), Scenario("failing-import", "plain", bring_in_too_much),
              Scenario("checksum", "forked", checksum), Scenario("long-log", "long-log", rename),
              Scenario("long-log-served", "long-log", write), Scenario("full", "forked", full, 24 << 20)]

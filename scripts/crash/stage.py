@@ -58,6 +58,17 @@ class Branch:
     #: Contents that are known to the byte, of a branch without recorders.
     digest: str = ""
     forked_from: str = ""
+    #: What it holds if a command that exchanges its contents has not happened (or has), where that was cut short.
+    otherwise: Model | None = None
+
+
+@dataclass
+class Snapshot:
+    """What a snapshot must hold."""
+
+    model: Model
+    #: None: a command that makes or removes it was cut short.
+    exists: bool | None = True
 
 
 @dataclass
@@ -65,6 +76,8 @@ class Known:
     """What a stage knows of its store: goes along when the store is copied."""
 
     branches: dict = field(default_factory=dict)
+    #: By "BRANCH@NAME".
+    snapshots: dict = field(default_factory=dict)
     #: Names of which exactly one must exist: a rename was cut short.
     either: tuple = ()
     steps: int = 0
@@ -244,6 +257,34 @@ class Stage:
         self.known.either = ()
         branch.exists, self.known.branches[new].exists = False, True
 
+    def snapshot(self, name: str) -> None:
+        """Takes the snapshot "BRANCH@NAME"."""
+        model = self.known.branches[name.split("@")[0]].model
+        self.known.snapshots[name] = taken = Snapshot(model.copy(), None)
+        self.command("snapshot", "create", name)
+        taken.exists = True
+
+    def forget(self, name: str) -> None:
+        """Deletes a snapshot."""
+        self.known.snapshots[name].exists = None
+        self.command("snapshot", "delete", name)
+        self.known.snapshots[name].exists = False
+
+    def exchange(self, name: str, model: Model, *command: str) -> Model:
+        """A command after which a branch, not mounted, has other contents; returns what it had."""
+        branch = self.known.branches[name]
+        before, branch.model = branch.model, model.copy()
+        branch.otherwise = before.copy()
+        self.command(*command)
+        branch.otherwise = None
+        return before
+
+    def restore(self, name: str, snapshot: str) -> Model:
+        return self.exchange(name, self.known.snapshots[f"{name}@{snapshot}"].model, "branch", "restore", name, snapshot)
+
+    def undo(self, name: str, model: Model) -> Model:
+        return self.exchange(name, model, "undo", "--branch", name)
+
     def bring_in(self, source: Path, name: str, fails_beyond: int = 0) -> None:
         """Imports a tree; with `fails_beyond` no file may become longer than that, and the import fails."""
         branch = Branch(Model.of([], {}, True), None, digest=tree_digest(source))
@@ -267,6 +308,16 @@ class Stage:
             raise Failure(f"seal: {error}") from error
         self.look()
         check(b"sealed" in answer, f"seal: {answer!r}")
+
+    def branch_off_snapshots(self) -> None:
+        """Makes a branch of each snapshot: it is judged, and goes on, like any other."""
+        for name, snapshot in self.known.snapshots.items():
+            if snapshot.exists:
+                parent = name.split("@")[0]
+                child = f"of-{name.replace('@', '-')}"
+                self.command("branch", "create", child, "--from", name)
+                self.known.branches[child] = Branch(snapshot.model.copy(), forked_from=parent)
+                self.known.branches[child].has_server = self.known.branches[parent].has_server
 
     # ---- the end of everything
 
@@ -314,6 +365,9 @@ class Stage:
         except OSError as error:
             raise Failure(f"{name}: cannot be read: {error}") from error
         wrong = branch.model.judge(found)
+        if wrong and branch.otherwise:
+            wrong = branch.otherwise.judge(found)
+        branch.otherwise = None
         check(not wrong, f"{name}: {len(wrong)} findings:\n    " + "\n    ".join(wrong[:8]))
         there = [file for file in SERVER_FILES if os.path.lexists(where / file)]
         wanted = list(SERVER_FILES) if branch.has_server else []
@@ -331,6 +385,16 @@ class Stage:
             branch.exists = name in there
         unknown = there - set(self.known.branches)
         check(not unknown, f"nobody made {unknown}")
+
+    def snapshots_agree(self) -> None:
+        """The same for the list of snapshots."""
+        there = {f"{found['branch']}@{found['snapshot']}" for found in self.ask("snapshot", "list")}
+        for name, snapshot in self.known.snapshots.items():
+            check(snapshot.exists is None or snapshot.exists == (name in there),
+                  f"snapshot {name} is {'there' if name in there else 'gone'} and must not be")
+            snapshot.exists = name in there
+        unknown = there - set(self.known.snapshots)
+        check(not unknown, f"nobody took {unknown}")
 
     def alive(self) -> list:
         return [name for name, branch in self.known.branches.items() if branch.exists]

@@ -60,11 +60,12 @@ class Fsx:
     }
 
     def __init__(self) -> None:
-        self.operations, self.seeds = 0, 1
+        self.operations, self.seeds = 0, 0
 
     def fetch(self, quick: bool) -> None:
         self.program = from_cargo("fsx")
-        self.operations, self.seeds = (3_000, 1) if quick else (self.operations or 60_000, 3)
+        few = (3_000, 1) if quick else (60_000, 3)
+        self.operations, self.seeds = self.operations or few[0], self.seeds or few[1]
 
     def run(self, top: Path, scratch: Path) -> dict:
         results = {}
