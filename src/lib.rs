@@ -7,6 +7,7 @@ pub mod branch;
 pub mod catalog;
 pub mod check;
 pub mod cli;
+pub mod diff;
 pub mod export;
 pub mod format;
 pub mod fs;

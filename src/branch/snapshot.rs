@@ -60,6 +60,18 @@ pub fn branch_from_snapshot(
     Ok(store.catalog.create_branch_from_snapshot(&new, snapshot, new_layer_id()?)?)
 }
 
+/// Creates a branch on a sealed layer of another's, as the state that it went through once.
+pub fn branch_from_layer(
+    store: &Store,
+    branch: &BranchRow,
+    layer: LayerId,
+    name: BranchName,
+    by: &Requester,
+) -> Result<BranchRow, BranchError> {
+    let new = new_branch(name, format!("fork:{}", branch.name), by);
+    Ok(store.catalog.create_branch_from_layer(&new, branch.id, layer, new_layer_id()?)?)
+}
+
 /// Gives a branch that nobody serves the state of a snapshot; `lock` is the branch's.
 pub fn rehead(
     store: &Store,

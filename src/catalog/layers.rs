@@ -325,7 +325,7 @@ impl Catalog {
     }
 }
 
-fn reachable(connection: &Connection) -> Result<HashSet<LayerId>, CatalogError> {
+pub(super) fn reachable(connection: &Connection) -> Result<HashSet<LayerId>, CatalogError> {
     let mut statement = connection.prepare_cached(
         "WITH RECURSIVE reached (id) AS (
              SELECT layer FROM roots

@@ -209,13 +209,49 @@ impl Catalog {
                 let (branch, name) = (parent.name, snapshot.name.clone());
                 return Err(CatalogError::SnapshotNotFound { branch, name });
             }
-            let top = NewLayer { id: head, parent: Some(snapshot.layer) };
-            layers::insert(transaction, top, LayerState::Open, false, None)?;
-            let row = branches::insert(transaction, new, Some(parent.id), head, true)?;
-            let actor = Actor { uid: new.uid, command: &new.command };
-            let detail = format!("branch {} from {}@{}", row.id, parent.name, snapshot.name);
-            oplog::record(transaction, actor, Some(row.name.as_str()), &detail)?;
-            Ok(row)
+            let from = format!("{}@{}", parent.name, snapshot.name);
+            stand_on(transaction, new, (&parent, snapshot.layer), head, &from)
         })
     }
+
+    /// Adds a branch whose new open layer `head` stands on a sealed layer that a branch or a
+    /// snapshot reaches; `parent` is whose child it is.
+    pub fn create_branch_from_layer(
+        &self,
+        new: &NewBranch,
+        parent: BranchId,
+        layer: LayerId,
+        head: LayerId,
+    ) -> Result<BranchRow, CatalogError> {
+        self.write(|transaction| {
+            let parent = branches::require(transaction, parent)?;
+            layers::require_state(transaction, layer, LayerState::Sealed)?;
+            if !layers::reachable(transaction)?.contains(&layer) {
+                return Err(CatalogError::LayerNotFound { layer });
+            }
+            let from = format!("layer {}", layer.dir_name());
+            stand_on(transaction, new, (&parent, layer), head, &from)
+        })
+    }
+}
+
+/// Adds a branch on a layer; `from` says in the log what that is.
+fn stand_on(
+    transaction: &Transaction<'_>,
+    new: &NewBranch,
+    (parent, layer): (&BranchRow, LayerId),
+    head: LayerId,
+    from: &str,
+) -> Result<BranchRow, CatalogError> {
+    let top = NewLayer { id: head, parent: Some(layer) };
+    layers::insert(transaction, top, LayerState::Open, false, None)?;
+    let row = branches::insert(transaction, new, Some(parent.id), head, true)?;
+    let actor = Actor { uid: new.uid, command: &new.command };
+    oplog::record(
+        transaction,
+        actor,
+        Some(row.name.as_str()),
+        &format!("branch {} from {from}", row.id),
+    )?;
+    Ok(row)
 }

@@ -9,25 +9,15 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::branch::delete::{self, After};
-use super::branch::here_or_there::require;
 use super::mount::parse_duration;
-use super::postgres::{bring_up, stop};
-use super::snapshot::PassingState;
-use super::{failure, output, requester};
-use crate::branch::fork::Requester;
-use crate::branch::snapshot::branch_from_snapshot;
-use crate::branch::{Branch, BranchError, OpenMode};
-use crate::catalog::{Actor, BranchName, BranchPoint, BranchRow, Store, now_ms};
+use super::snapshot::PassingBranch;
+use super::{output, requester};
+use crate::catalog::{BranchPoint, Store};
 use crate::export::{self, Archive, Directory, ExportError, Exported, Target, Watch};
 use crate::format::counted;
-use crate::fs::{Fs, FsOptions};
 use crate::postgres::instance::Wishes;
 use crate::postgres::postmaster::StopMode;
 use crate::serve::Failure;
-
-/// What only serves an export goes after that time, should the export die.
-const PASSING_MS: i64 = 86_400_000;
 
 /// Arguments of `cowfs export`.
 #[derive(Debug, clap::Args)]
@@ -93,9 +83,9 @@ pub(super) fn run(args: &ExportArgs, store: Store) -> Result<u8, Failure> {
     let mut target = begin(args)?;
     let store = Arc::new(store);
     let by = requester();
-    let child = Child::make(&store, &args.point, &by)?;
-    let exported = child.prepare(args).and_then(|()| child.export(&mut *target, &cancel));
-    let gone = delete::delete(&store, &child.row, true, After::Purge);
+    let child = PassingBranch::of(&store, &args.point, "export", &by)?;
+    let exported = prepare(&child, args).and_then(|()| write_out(&child, &mut *target, &cancel));
+    let gone = child.delete();
     let exported = exported?;
     gone?;
     let to = args.tar.as_ref().or(args.dir.as_ref());
@@ -173,66 +163,28 @@ fn of_export(error: &ExportError) -> Failure {
     }
 }
 
-/// A branch for this export alone: nobody else changes it.
-struct Child<'a> {
-    store: &'a Arc<Store>,
-    row: BranchRow,
+/// Has Postgres recover and shut down on it, if that was asked for.
+fn prepare(child: &PassingBranch<'_>, args: &ExportArgs) -> Result<(), Failure> {
+    if !args.clean {
+        return Ok(());
+    }
+    let wishes = Wishes { pg_bin: args.pg_bin.clone(), ..Wishes::default() };
+    child.start(wishes, args.timeout)?;
+    child.stop(StopMode::Fast, args.timeout)
 }
 
-impl<'a> Child<'a> {
-    fn make(
-        store: &'a Arc<Store>,
-        point: &BranchPoint,
-        by: &Requester,
-    ) -> Result<Child<'a>, Failure> {
-        let state = PassingState::of(store, point, "export", by)?;
-        let seed = format!("{point} {} {}", state.snapshot.id, std::process::id());
-        let hash = xxhash_rust::xxh3::xxh3_64(seed.as_bytes()) as u32;
-        let child: BranchName = format!("export-{hash:08x}")
-            .parse()
-            .map_err(|error| Failure::caused("name", &error).exit(255))?;
-        let made = branch_from_snapshot(store, &state.branch, &state.snapshot, child, by);
-        state.forget(store, by);
-        let row = made.map_err(|error| failure::of_branch(&error))?;
-        let actor = Actor { uid: by.uid, command: &by.command };
-        let expiring = store.catalog.set_expiry(row.id, Some(now_ms() + PASSING_MS), actor);
-        let row = expiring.map_err(|error| failure::of_catalog(&error))?;
-        Ok(Child { store, row })
-    }
-
-    /// Has Postgres recover and shut down on it, if that was asked for.
-    fn prepare(&self, args: &ExportArgs) -> Result<(), Failure> {
-        if !args.clean {
-            return Ok(());
-        }
-        let wishes = Wishes { pg_bin: args.pg_bin.clone(), ..Wishes::default() };
-        let (store, row, timeout) = (&**self.store, &self.row, args.timeout);
-        let interrupted = || false;
-        bring_up::BringUp { store, row, wishes: &wishes, timeout, interrupted: &interrupted }
-            .run()?;
-        let how = stop::How { mode: StopMode::Fast, timeout, unmount: true };
-        stop::stop(store, row, how)?;
-        Ok(())
-    }
-
-    fn export(&self, target: &mut dyn Target, cancel: &AtomicBool) -> Result<Exported, Failure> {
-        let lock = self.store.lock_branch(self.row.id);
-        let lock = lock.map_err(|error| failure::of_lock(self.row.name.as_str(), &error))?;
-        let row = require(self.store, &self.row.name)?;
-        let of_branch = |error: BranchError| failure::of_branch(&error);
-        let branch = Branch::open(self.store.clone(), row, lock, OpenMode::ReadWrite);
-        let branch = branch.map_err(of_branch)?;
-        let fs = Fs::new(branch.clone(), FsOptions::default());
-        let of_fs = |error| crate::serve::failure::of_fs(&error);
-        fs.prepare().map_err(of_fs)?;
-        let bar = bar();
-        let watch = Watch { cancel, advanced: &|bytes| bar.inc(bytes) };
-        let exported = export::export(&fs, target, &watch);
-        bar.finish_and_clear();
-        fs.finish().map_err(of_fs)?;
-        branch.close().map_err(of_branch)?;
-        exported.map_err(|error| of_export(&error))
-    }
+fn write_out(
+    child: &PassingBranch<'_>,
+    target: &mut dyn Target,
+    cancel: &AtomicBool,
+) -> Result<Exported, Failure> {
+    let opened = child.open()?;
+    let bar = bar();
+    let watch = Watch { cancel, advanced: &|bytes| bar.inc(bytes) };
+    let exported = export::export(&opened.fs, target, &watch);
+    bar.finish_and_clear();
+    opened.close()?;
+    exported.map_err(|error| of_export(&error))
 }
 
 /// A spinner on stderr, if that is a terminal: how much it will be is known only at the end.

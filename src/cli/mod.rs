@@ -8,6 +8,7 @@ mod check;
 mod complete;
 mod completions;
 mod daemon;
+mod diff;
 mod doctor;
 mod du;
 mod dump;
@@ -88,6 +89,8 @@ enum Command {
     Snapshot(snapshot::SnapshotCommand),
     /// Take scheduled snapshots, and let go of what has expired
     Daemon(daemon::DaemonArgs),
+    /// Show what differs between two states: files, pages, tables or the schema
+    Diff(diff::DiffArgs),
     /// Say what this machine lacks, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Show which branch takes how much, and what deleting it frees
@@ -235,6 +238,7 @@ impl Cli {
             }
             Command::Snapshot(command) => command.run(self.open_store()?),
             Command::Daemon(args) => daemon::run(args, self.open_store()?),
+            Command::Diff(args) => diff::run(args, self.open_store()?),
             Command::Doctor(args) => doctor::run(args, &self.store_dir()),
             Command::Du(args) => du::run(args, &self.open_store()?),
             Command::Export(args) => export::run(args, self.open_store()?),

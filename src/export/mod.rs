@@ -136,23 +136,16 @@ impl Walk<'_> {
         let record = self.record(dir, path)?;
         self.target.directory(path, &record)?;
         self.done.directories += 1;
-        let (mut inner, mut cookie) = (Vec::new(), 0);
-        loop {
-            let lines = self.fs.list(dir, cookie).map_err(reading(path))?;
-            let Some(last) = lines.last() else { return Ok(inner) };
-            cookie = last.cookie;
-            for line in &lines {
-                if line.name == b"." || line.name == b".." {
-                    continue;
-                }
-                let path = path.join(OsStr::from_bytes(&line.name));
-                if line.kind == FileKind::Directory {
-                    inner.push((line.ino, path));
-                } else {
-                    self.entry(line.ino, path)?;
-                }
+        let mut inner = Vec::new();
+        for line in self.fs.entries(dir).map_err(reading(path))? {
+            let path = path.join(OsStr::from_bytes(&line.name));
+            if line.kind == FileKind::Directory {
+                inner.push((line.ino, path));
+            } else {
+                self.entry(line.ino, path)?;
             }
         }
+        Ok(inner)
     }
 
     fn entry(&mut self, ino: Ino, path: PathBuf) -> Result<(), ExportError> {

@@ -48,4 +48,16 @@ impl Fs {
         }));
         Ok(lines)
     }
+
+    /// All lines of a directory but `.` and `..`. For those who go through a whole tree that nobody
+    /// changes meanwhile.
+    pub fn entries(&self, dir: Ino) -> Result<Vec<DirLine>, FsError> {
+        let (mut entries, mut cookie) = (Vec::new(), 2);
+        loop {
+            let lines = self.list(dir, cookie)?;
+            let Some(last) = lines.last() else { return Ok(entries) };
+            cookie = last.cookie;
+            entries.extend(lines);
+        }
+    }
 }

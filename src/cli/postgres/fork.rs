@@ -125,9 +125,17 @@ pub(super) fn fork(store: &Arc<Store>, request: &ForkRequest<'_>) -> Result<Fork
 /// What was asked for; where the programs are and whom to connect as, like the parent's server
 /// unless it was said.
 fn wishes(store: &Store, request: &ForkRequest<'_>) -> Result<Wishes, Failure> {
-    let mut wishes = request.server.wishes()?;
     let parent = reach::require(store, &request.parent.branch)?;
-    if let Some(like) = reach::files(store, &parent).read() {
+    Ok(like_the_parent(store, &parent, request.server.wishes()?))
+}
+
+/// The same for a server on any child of `parent`.
+pub(in crate::cli) fn like_the_parent(
+    store: &Store,
+    parent: &BranchRow,
+    mut wishes: Wishes,
+) -> Wishes {
+    if let Some(like) = reach::files(store, parent).read() {
         // A file in the parent's data directory is one of the parent's.
         let elsewhere = |path: &PathBuf| !path.starts_with(&like.data_dir);
         wishes.pg_bin = wishes.pg_bin.or(like.wishes.pg_bin);
@@ -135,7 +143,7 @@ fn wishes(store: &Store, request: &ForkRequest<'_>) -> Result<Wishes, Failure> {
         wishes.user = wishes.user.or(like.wishes.user);
         wishes.database = wishes.database.or(like.wishes.database);
     }
-    Ok(wishes)
+    wishes
 }
 
 pub(in crate::cli) fn run(args: &ForkArgs, store: Store) -> Result<u8, Failure> {

@@ -2,13 +2,11 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::path::Path;
 
 use super::super::failure;
 use super::reach;
 use crate::catalog::{BranchName, Store};
-use crate::io::sys;
-use crate::postgres::owner::Owner;
 use crate::serve::Failure;
 
 /// Arguments of `cowfs psql`.
@@ -34,17 +32,10 @@ pub(in crate::cli) struct PsqlArgs {
 pub(in crate::cli) fn run(args: &PsqlArgs, store: &Store) -> Result<u8, Failure> {
     let server = reach::require_server(store, &args.branch)?;
     let of_postgres = |error| failure::of_postgres(args.branch.as_str(), &error);
-    let psql = server.psql().map_err(of_postgres)?;
-    let owner = Owner::of(&server.data_dir).map_err(of_postgres)?;
-    let mut command = Command::new(&psql);
+    let mut command = server.client("psql").map_err(of_postgres)?;
     command.args(&args.args);
-    for (name, value) in server.connection.clone().through_socket().variables() {
-        if name != "DATABASE_URL" {
-            command.env(name, value);
-        }
-    }
-    sys::prepare_process(&mut command, owner.credentials, false);
     // Only comes back if it could not be run.
     let error = command.exec();
+    let psql = Path::new(command.get_program());
     Err(Failure::new("psql", format!("cannot run {}: {error}", psql.display())))
 }

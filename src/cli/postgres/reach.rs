@@ -1,9 +1,11 @@
 //! The server of a branch as other commands see it: does it run, and how is it reached?
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::super::failure;
 use crate::catalog::{BranchName, BranchRow, Store};
+use crate::io::sys;
 use crate::postgres::client::Target;
 use crate::postgres::connection::Connection;
 use crate::postgres::instance::{Files, Instance};
@@ -123,21 +125,44 @@ impl Server {
         self.ask_as(&owner, sql)
     }
 
+    /// The same in one of its databases.
+    pub fn ask_in(&self, database: &str, sql: &str) -> Result<Vec<String>, PostgresError> {
+        let owner = Owner::of(&self.data_dir)?;
+        self.ask_of(&owner, database, sql)
+    }
+
     pub(super) fn ask_as(&self, owner: &Owner, sql: &str) -> Result<Vec<String>, PostgresError> {
+        self.ask_of(owner, &self.connection.database, sql)
+    }
+
+    fn ask_of(
+        &self,
+        owner: &Owner,
+        database: &str,
+        sql: &str,
+    ) -> Result<Vec<String>, PostgresError> {
         let socket_dir = self.connection.socket_dir.as_deref().unwrap_or(Path::new("/tmp"));
         let target = Target {
             socket_dir,
             port: self.connection.port,
             user: &self.connection.user,
-            database: &self.connection.database,
+            database,
             owner,
         };
         target.ask(sql)
     }
 
-    /// A psql for it.
-    pub fn psql(&self) -> Result<PathBuf, PostgresError> {
-        locate::client("psql", self.bin_dir().as_deref())
+    /// A client program for it, which runs as the owner of the data directory and connects through
+    /// the socket.
+    pub fn client(&self, program: &str) -> Result<Command, PostgresError> {
+        let mut command = Command::new(locate::client(program, self.bin_dir().as_deref())?);
+        for (name, value) in self.connection.clone().through_socket().variables() {
+            if name != "DATABASE_URL" {
+                command.env(name, value);
+            }
+        }
+        sys::prepare_process(&mut command, Owner::of(&self.data_dir)?.credentials, false);
+        Ok(command)
     }
 }
 

@@ -4,11 +4,13 @@ mod create;
 mod delete;
 mod list;
 mod passing;
+mod passing_branch;
 mod schedule;
 mod show;
 
 pub(super) use create::take;
 pub(super) use passing::PassingState;
+pub(super) use passing_branch::PassingBranch;
 pub(super) use schedule::{Taken, take_due};
 
 use clap::Subcommand;
