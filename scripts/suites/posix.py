@@ -72,7 +72,8 @@ class Fsx:
         for mix, (without, length, operation) in self.MIXES.items():
             config = scratch / f"fsx-{mix}.toml"
             weights = "".join(f"{k} = {v}\n" for k, v in self.ALL.items() if k not in without)
-            config.write_text(f"flen = {length}\n[opsize]\nmax = {operation}\n[weights]\n{weights}")
+            # Of a posix_fallocate of no bytes, which POSIX refuses, fsx says that the filesystem has none.
+            config.write_text(f"flen = {length}\n[opsize]\nmin = 1\nmax = {operation}\n[weights]\n{weights}")
             operations = self.operations // 10 if mix == "large" else self.operations
             for seed in range(1, self.seeds + 1):
                 argv = [self.program, "-q", "-f", config, "-N", operations, "-S", seed, "-P", scratch, top / f"fsx-{mix}"]
