@@ -12,6 +12,7 @@ pub mod export;
 pub mod format;
 pub mod fs;
 pub mod fuse;
+pub mod history;
 pub mod import;
 pub mod io;
 pub mod layer;

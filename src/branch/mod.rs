@@ -99,7 +99,8 @@ pub struct Branch {
     checksums: Arc<checksums::Checksums>,
     next_ino: std::sync::atomic::AtomicU64,
     boot_id: [u8; 16],
-    _lock: BranchLock,
+    /// None of a state that never changes.
+    _lock: Option<BranchLock>,
 }
 
 /// Shared hold on the epoch gate: no fork happens while it lives.

@@ -95,7 +95,7 @@ impl Branch {
             checksums: Arc::default(),
             next_ino: AtomicU64::new(next_ino.0),
             boot_id,
-            _lock: lock,
+            _lock: Some(lock),
         });
         if !settled.is_empty() {
             branch.finalize_frozen()?;
@@ -110,6 +110,46 @@ impl Branch {
             Checksums::start(&branch);
         }
         Ok(branch)
+    }
+
+    /// The state that ends with a sealed `layer` of the branch of `row`: nobody changes it, so that
+    /// no lock is needed, and it cannot be written to. Something must keep the layer meanwhile.
+    pub fn at_layer(
+        store: Arc<Store>,
+        row: BranchRow,
+        layer: LayerId,
+    ) -> Result<Arc<Branch>, BranchError> {
+        let host = Host::real()?;
+        let data = data_files(host.storage.clone(), &store);
+        let chain = store.catalog.chain(layer)?;
+        let (frozen, sealed) = load_sealed(&store, &data, host.boot_id, &chain)?;
+        let open_depth = chain.first().map_or(0, |layer| layer.depth + 1);
+        // Nothing is ever written to it.
+        let nowhere = (LayerId(0), open_depth);
+        let first_use = first_use(&store, LayerId(0));
+        let view = View {
+            generation: 0,
+            open: Arc::new(OpenLayer::empty(nowhere, data.clone(), host.boot_id, first_use)),
+            open_parent: Some(layer),
+            open_depth,
+            frozen,
+            sealed: Arc::new(sealed),
+            data: data.clone(),
+        };
+        Ok(Arc::new(Branch {
+            store,
+            row,
+            data,
+            mode: OpenMode::ReadOnly,
+            gate: RwLock::new(()),
+            current: Mutex::new(Arc::new(view)),
+            fork_turn: Mutex::new(()),
+            background: Background::default(),
+            checksums: Arc::default(),
+            next_ino: AtomicU64::new(Ino::LAST.0),
+            boot_id: host.boot_id,
+            _lock: None,
+        }))
     }
 
     /// An inode number that this branch never used.

@@ -74,6 +74,27 @@ impl Catalog {
         })
     }
 
+    /// When a branch was given another state (or got one back), in milliseconds since 1970: its
+    /// history before does not lead to what is after.
+    pub fn reheaded_ms(&self, branch: BranchId) -> Result<Vec<i64>, CatalogError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT at_ms, undo FROM operations WHERE undo IS NOT NULL")?;
+            let rows =
+                statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?;
+            let mut times = Vec::new();
+            for row in rows {
+                let (at_ms, undo) = row?;
+                if let Ok(Undo::Rehead { branch: which, .. }) = serde_json::from_str(&undo)
+                    && which == branch
+                {
+                    times.push(at_ms);
+                }
+            }
+            Ok(times)
+        })
+    }
+
     /// The operation with that number, which must be one that can be taken back.
     pub fn undoable(&self, id: i64) -> Result<(OperationRow, Undo), CatalogError> {
         self.read(|connection| oplog::find(connection, id)).and_then(with_undo)

@@ -52,6 +52,12 @@ pub(super) fn time(ms: i64) -> String {
         .map_or_else(|_| ms.to_string(), |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
+/// The same to the millisecond.
+pub(super) fn time_ms(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms)
+        .map_or_else(|_| ms.to_string(), |time| time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string())
+}
+
 /// Bytes that the files below `dir` take on the disk; what cannot be read counts as nothing.
 pub(super) fn disk_usage(dir: &std::path::Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -69,5 +75,6 @@ mod tests {
     #[test]
     fn times_are_rfc_3339() {
         assert_eq!(super::time(1_700_000_000_123), "2023-11-14T22:13:20Z");
+        assert_eq!(super::time_ms(1_700_000_000_023), "2023-11-14T22:13:20.023Z");
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use super::wal::Lsn;
+
 /// Bytes that Postgres writes; the facts lie in the first 512, the rest is zeros.
 pub const CONTROL_FILE_BYTES: usize = 8192;
 
@@ -14,6 +16,8 @@ pub const CONTROL_FILE_BYTES: usize = 8192;
 //   8    pg_control_version u32   1201 (12), 1300 (13 to 17), 1800 (18)
 //   12   catalog_version_no u32
 //   16   state              u32   DbState
+//   40   checkPointCopy.redo           u64   since 11
+//   48   checkPointCopy.ThisTimeLineID u32
 //   252  data_checksum_version u32   0: no page checksums
 //   288  crc                u32   CRC-32C of everything before it; 292 in version 1800, which put
 //                                 default_char_signedness (1 byte) before a 32-byte nonce
@@ -23,6 +27,8 @@ pub const CONTROL_FILE_BYTES: usize = 8192;
 const CONTROL_VERSION: usize = 8;
 const CATALOG_VERSION: usize = 12;
 const STATE: usize = 16;
+const REDO: usize = 40;
+const TIMELINE: usize = 48;
 const CHECKSUM_VERSION: usize = 252;
 
 /// Control file versions that are understood, and where each keeps its CRC.
@@ -97,6 +103,12 @@ pub struct ControlFile {
     pub state: DbState,
     /// Whether pages carry checksums.
     pub data_checksums: bool,
+    /// Where a recovery begins to read the WAL.
+    #[serde(skip)]
+    pub redo: Lsn,
+    /// The timeline of that WAL.
+    #[serde(skip)]
+    pub timeline: u32,
 }
 
 /// Why the bytes of a control file were not believed.
@@ -156,6 +168,8 @@ impl ControlFile {
             state: DbState::from_u32(state)
                 .ok_or(ControlFileError::UnknownState { found: state })?,
             data_checksums: u32_at(bytes, CHECKSUM_VERSION)? != 0,
+            redo: Lsn(u64::from(u32_at(bytes, REDO)?) | u64::from(u32_at(bytes, REDO + 4)?) << 32),
+            timeline: u32_at(bytes, TIMELINE)?,
         })
     }
 }

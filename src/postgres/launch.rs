@@ -244,12 +244,14 @@ impl Launched {
     }
 }
 
-/// Has a server in recovery become one of its own, and waits until it is.
+/// Has a server in recovery become one of its own, and waits until it is. One that is no standby
+/// does so by itself at the end of its recovery; `log` is where it says why it did not.
 pub fn promote(
     data_dir: &Path,
     process: &ProcessId,
     owner: &Owner,
     is_standby: bool,
+    log: &Path,
     timeout: Duration,
 ) -> Result<(), PostgresError> {
     let deadline = Instant::now() + timeout;
@@ -263,7 +265,11 @@ pub fn promote(
             return Ok(());
         }
         if !process.is_alive() {
-            return Err(failed(io::Error::other("the server has ended")));
+            return Err(PostgresError::DidNotStart {
+                status: "it has ended in recovery".to_owned(),
+                last_words: last_words(log, 0),
+                log: log.to_owned(),
+            });
         }
         if Instant::now() >= deadline {
             return Err(failed(io::ErrorKind::TimedOut.into()));

@@ -22,6 +22,7 @@ pub mod process;
 pub mod runtime_dir;
 pub mod settings;
 pub mod slots;
+pub mod wal;
 
 pub use control_file::{ControlFile, ControlFileError, DbState};
 pub use error::PostgresError;

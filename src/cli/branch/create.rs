@@ -1,11 +1,15 @@
 //! `cowfs branch create`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::super::mount::parse_duration;
 use super::super::span::{self, Span};
 use super::super::{failure, output, requester};
+use super::at::At;
 use super::here_or_there::{self, here_or_there};
+use super::moment::Moment;
 use crate::branch::create::create_empty;
 use crate::branch::fork::{Requester, fork_unmounted};
 use crate::branch::snapshot::branch_from_snapshot;
@@ -15,10 +19,18 @@ use crate::serve::{Failure, Request, Response};
 /// Arguments of `cowfs branch create`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("source").required(true))]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "With --at Postgres replays WAL from the nearest earlier snapshot, on the new branch; the WAL comes \
+from that snapshot, the next one, and the branch as it is now. `cowfs branch show` tells which moments can \
+be reached; `cowfs snapshot schedule` makes more of them reachable. A branch that began so is a cluster \
+on a timeline of its own.
+
+Examples:
   cowfs branch create scratch --empty
   cowfs branch create ticket-42 --from main
-  cowfs branch create yesterday --from main@nightly --ttl 7d")]
+  cowfs branch create before-the-mistake --from main --at '10 minutes ago'
+  cowfs branch create yesterday --from main@nightly --ttl 7d"
+)]
 pub(in crate::cli) struct CreateArgs {
     /// Name of the new branch
     name: BranchName,
@@ -29,6 +41,16 @@ pub(in crate::cli) struct CreateArgs {
     #[arg(long, value_name = "PARENT[@SNAPSHOT]", group = "source")]
     #[arg(add = crate::cli::complete::points())]
     from: Option<BranchPoint>,
+    /// The parent as it was then: a time such as 2026-11-22T10:00:00Z, '10 minutes ago', or a
+    /// position in the WAL such as 0/16B3748
+    #[arg(long, value_name = "MOMENT", requires = "from")]
+    at: Option<Moment>,
+    /// Directory with the Postgres programs, for --at [default: found by the cluster's version]
+    #[arg(long, value_name = "DIR", requires = "at")]
+    pg_bin: Option<PathBuf>,
+    /// How long Postgres may replay WAL, for --at
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = parse_duration)]
+    timeout: Duration,
     /// Have gc delete it after that time, for example 12h or 7d
     #[arg(long, value_name = "DURATION", value_parser = span::parse)]
     ttl: Option<Span>,
@@ -56,6 +78,12 @@ struct Created<'a> {
     fork_us: u64,
     /// When gc may delete it.
     expires: Option<String>,
+    /// The moment of the parent that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<String>,
+    /// Bytes of WAL that came from later states.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wal_bytes: Option<u64>,
 }
 
 pub(super) fn run(args: &CreateArgs, store: Store) -> Result<u8, Failure> {
@@ -70,12 +98,17 @@ pub(super) fn run(args: &CreateArgs, store: Store) -> Result<u8, Failure> {
         differs: None,
         gate_us: 0,
         fork_us: 0,
+        at: args.at.map(|moment| moment.to_string()),
+        wal_bytes: None,
     };
     let done = match &args.from {
         None => create_empty(&store, args.name.clone(), &by)
             .map(|_| (0, 0))
             .map_err(|error| failure::of_branch(&error)),
-        Some(parent) => fork(&store, parent, &args.name, &by),
+        Some(parent) => match args.at {
+            None => fork(&store, parent, &args.name, &by),
+            Some(moment) => at(args, &store, (parent, moment), &by, &mut created),
+        },
     };
     match done {
         Ok((gate_us, fork_us)) => {
@@ -102,6 +135,24 @@ pub(super) fn run(args: &CreateArgs, store: Store) -> Result<u8, Failure> {
         output::print(&sentence(&created));
     }
     Ok(0)
+}
+
+fn at(
+    args: &CreateArgs,
+    store: &Arc<Store>,
+    (parent, moment): (&BranchPoint, Moment),
+    by: &Requester,
+    created: &mut Created<'_>,
+) -> Result<(u64, u64), Failure> {
+    if parent.snapshot.is_some() {
+        let text = format!("--at: {parent} is what it is");
+        return Err(Failure::new("usage", text).exit(2).hint("name the branch alone"));
+    }
+    let (pg_bin, timeout) = (args.pg_bin.clone(), args.timeout);
+    let at = At { store, parent: &parent.branch, child: &args.name, moment, pg_bin, timeout, by };
+    let reached = at.run()?;
+    created.wal_bytes = Some(reached.wal_bytes);
+    Ok((0, u64::try_from(reached.took.as_micros()).unwrap_or(u64::MAX)))
 }
 
 fn existing_parent(store: &Store, row: &BranchRow) -> Result<Option<BranchName>, Failure> {
@@ -153,7 +204,10 @@ fn sentence(created: &Created<'_>) -> String {
         (true, None) => format!("Created branch {name}, empty\n"),
         (true, Some(parent)) => {
             let (whole, rest) = (created.fork_us / 1000, created.fork_us % 1000 / 100);
-            let at = created.snapshot.as_ref().map_or_else(String::new, |at| format!("@{at}"));
+            let mut at = created.snapshot.as_ref().map_or_else(String::new, |at| format!("@{at}"));
+            if let Some(moment) = &created.at {
+                at = format!(" as of {moment}");
+            }
             format!("Created branch {name} from {parent}{at} in {whole}.{rest} ms\n")
         }
     }

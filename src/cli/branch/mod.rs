@@ -1,13 +1,16 @@
 //! `cowfs branch …`.
 
+mod at;
 mod attributes;
 pub(super) mod create;
 pub(super) mod delete;
 pub(super) mod here_or_there;
 pub(super) mod list;
+mod moment;
 mod rename;
 mod reset;
 mod show;
+mod window;
 
 use clap::Subcommand;
 
@@ -52,7 +55,7 @@ impl BranchCommand {
         match self {
             BranchCommand::Create(args) => create::run(args, store),
             BranchCommand::List(args) => list::run(args, &store),
-            BranchCommand::Show(args) => show::run(args, &store),
+            BranchCommand::Show(args) => show::run(args, store),
             BranchCommand::Rename(args) => rename::run(args, &store),
             BranchCommand::Delete(args) => delete::run(args, &store),
             BranchCommand::Reset(args) => reset::reset(args, store),

@@ -1,9 +1,11 @@
 //! `cowfs branch show`.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use super::super::postgres::reach::{self, Server};
 use super::super::{failure, output};
+use super::window;
 use crate::catalog::{BranchName, BranchRow, LayerRow, SnapshotName, Store};
 use crate::format::BranchId;
 use crate::postgres::settings::Setting;
@@ -40,6 +42,8 @@ struct Shown {
     /// When gc may delete it.
     expires: Option<String>,
     snapshots: Vec<SnapshotName>,
+    /// What `cowfs branch create --at` can reach: from a time to a time.
+    reachable: Vec<Reachable>,
     /// As `cowfs status` has it.
     state: State,
     /// Whether a process serves or changes it, or a Postgres runs on it.
@@ -55,6 +59,12 @@ struct Shown {
     /// Bytes on disk of the layers that other branches reach as well.
     shared_bytes: u64,
     layers: Vec<ShownLayer>,
+}
+
+#[derive(serde::Serialize)]
+struct Reachable {
+    from: String,
+    to: String,
 }
 
 #[derive(serde::Serialize)]
@@ -91,8 +101,9 @@ struct ShownLayer {
     adopted_from: Option<String>,
 }
 
-pub(super) fn run(args: &ShowArgs, store: &Store) -> Result<u8, Failure> {
-    let shown = collect(store, &args.name).map_err(|error| failure::of_catalog(&error))?;
+pub(super) fn run(args: &ShowArgs, store: Store) -> Result<u8, Failure> {
+    let shown =
+        collect(&Arc::new(store), &args.name).map_err(|error| failure::of_catalog(&error))?;
     if args.json {
         output::print_json(&shown)?;
     } else {
@@ -101,13 +112,16 @@ pub(super) fn run(args: &ShowArgs, store: &Store) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::CatalogError> {
+fn collect(store: &Arc<Store>, name: &BranchName) -> Result<Shown, crate::catalog::CatalogError> {
     let row: BranchRow = store.catalog.require_branch(name)?;
     let chain = store.catalog.chain(row.head)?;
     let parent = match row.parent {
         Some(id) => store.catalog.branch_by_id(id)?.map(|parent| parent.name),
         None => None,
     };
+    let reachable = window::windows_of(store, &row)?.into_iter();
+    let reachable =
+        reachable.map(|(from, to)| Reachable { from: output::time(from), to: output::time(to) });
     let status = status::one(store, &row);
     // Also of a mount whose serving process was killed: Postgres may run on.
     let served = status.state != State::NotMounted;
@@ -129,6 +143,7 @@ fn collect(store: &Store, name: &BranchName) -> Result<Shown, crate::catalog::Ca
         snapshots: store.catalog.snapshots_of(row.id)?.into_iter().map(|s| s.name).collect(),
         state: status.state,
         in_use: postgres.is_some() || !matches!(status.state, State::NotMounted | State::Dead),
+        reachable: reachable.collect(),
         // A run file without the lock is left over from a process that was killed.
         mounted: (served && status.state != State::Dead).then(|| mounted(store, row.id)).flatten(),
         postgres,
@@ -223,6 +238,9 @@ fn describe(shown: &Shown) -> String {
     if !shown.snapshots.is_empty() {
         let names: Vec<&str> = shown.snapshots.iter().map(SnapshotName::as_str).collect();
         let _ = writeln!(text, "  snapshots  {}", names.join(", "));
+    }
+    for Reachable { from, to } in &shown.reachable {
+        let _ = writeln!(text, "  reachable  {from} to {to}");
     }
     let _ = writeln!(text, "  in use   {}", in_use(shown));
     if let Some(server) = &shown.postgres {

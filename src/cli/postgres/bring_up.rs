@@ -211,7 +211,8 @@ impl BringUp<'_> {
         let instance = self.launch(place, &plan, durable, &removed_slots)?;
         if plan.signals.any() && !plan.kept.keeps(Guard::Recovery) {
             let standby = plan.signals.standby;
-            launch::promote(dir, &instance.process, &plan.owner, standby, self.timeout)?;
+            let log = reach::files(self.store, self.row).log();
+            launch::promote(dir, &instance.process, &plan.owner, standby, &log, self.timeout)?;
             notes.push("it was a standby or a restore: promoted to a server of its own".to_owned());
         }
         times.start_us = us(begin);

@@ -12,7 +12,7 @@ use super::super::postgres::stop;
 use super::PassingState;
 use crate::branch::fork::Requester;
 use crate::branch::snapshot::{branch_from_layer, branch_from_snapshot};
-use crate::branch::{Branch, BranchError, OpenMode};
+use crate::branch::{Branch, OpenMode};
 use crate::catalog::{Actor, BranchName, BranchPoint, BranchRow, Store, now_ms};
 use crate::format::LayerId;
 use crate::fs::{Fs, FsOptions};
@@ -47,7 +47,7 @@ impl<'a> PassingBranch<'a> {
         let child = name(what, &format!("{point} {}", state.snapshot.id))?;
         let made = branch_from_snapshot(store, &state.branch, &state.snapshot, child, by);
         state.forget(store, by);
-        Self::expiring(store, made, by)
+        Self::expiring(store, made.map_err(|error| failure::of_branch(&error))?, by)
     }
 
     /// One that stands on a layer below a branch.
@@ -60,15 +60,15 @@ impl<'a> PassingBranch<'a> {
     ) -> Result<PassingBranch<'a>, Failure> {
         let child = name(what, &layer.dir_name())?;
         let made = branch_from_layer(store, branch, layer, child, by);
-        Self::expiring(store, made, by)
+        Self::expiring(store, made.map_err(|error| failure::of_branch(&error))?, by)
     }
 
-    fn expiring(
+    /// A branch that was just made: it goes by itself should this command die.
+    pub fn expiring(
         store: &'a Arc<Store>,
-        made: Result<BranchRow, BranchError>,
+        row: BranchRow,
         by: &Requester,
     ) -> Result<PassingBranch<'a>, Failure> {
-        let row = made.map_err(|error| failure::of_branch(&error))?;
         let actor = Actor { uid: by.uid, command: &by.command };
         let expires = Some(now_ms() + EXPIRES_AFTER_MS);
         let row = store.catalog.set_expiry(row.id, expires, actor);
