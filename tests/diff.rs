@@ -106,13 +106,13 @@ fn mount_a_diff_of_snapshots_and_its_misuse() {
     assert!(now.starts_with("D  f "), "{now}");
 
     let alone = scene.run(&["diff", "main"]).fails(2);
-    assert!(alone.contains("has no parent") && alone.contains("Hint: name two"), "{alone}");
+    assert!(alone.contains("began empty") && alone.contains("Hint: name two"), "{alone}");
     let missing = scene.run(&["diff", "main@one", "nobody"]).fails(1);
     assert!(missing.contains("nobody"), "{missing}");
     scene.run(&["diff", "main", "main", "--pages", "--stat"]).fails(2);
     let no_cluster = scene.run(&["diff", "main@one", "main@two", "--schema"]).fails(1);
     assert!(no_cluster.contains("Postgres") || no_cluster.contains("PG_VERSION"), "{no_cluster}");
-    assert_eq!(scene.run(&["branch", "list"]).ok().lines().count(), 1);
+    assert_eq!(scene.run(&["branch", "list"]).ok().lines().count(), 2);
 }
 
 #[test]
@@ -157,5 +157,5 @@ fn mount_a_diff_by_table_and_of_the_schema() {
     }
     let same = scene.run(&["diff", "main", "main", "--schema"]).ok();
     assert_eq!(same, "The schemas are the same");
-    assert_eq!(scene.run(&["branch", "list"]).ok().lines().count(), 2);
+    assert_eq!(scene.run(&["branch", "list"]).ok().lines().count(), 3);
 }

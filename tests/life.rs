@@ -375,6 +375,58 @@ fn mount_what_deleting_frees_is_what_gc_frees() {
 }
 
 #[test]
+fn mount_a_branch_at_its_quota_is_full_and_no_other_is() {
+    use std::os::unix::fs::FileExt;
+    let Some(scene) = Scene::new() else { return };
+    let main = at(&scene, "main");
+    fs::write(main.join("shared"), vec![1; 3 << 20]).unwrap();
+    scene.run(&["branch", "create", "kid", "--from", "main"]).ok();
+    // What it shares does not count. A mounted branch is told, an unmounted one will know.
+    scene.run(&["branch", "quota", "kid", "8M"]).ok();
+    let dir = scene.temp.path().join("at-kid");
+    fs::create_dir(&dir).unwrap();
+    scene.run(&["mount", "kid", dir.to_str().unwrap(), "-o", "writethrough"]).ok();
+    let file = fs::File::create(dir.join("own")).unwrap();
+    let full = |error: std::io::Error| error.raw_os_error() == Some(nix::libc::ENOSPC);
+    let mut written = 0;
+    let error = loop {
+        match file.write_all_at(&[7; 64 << 10], written) {
+            Ok(()) => written += 64 << 10,
+            Err(error) => break error,
+        }
+    };
+    assert!(full(error) && (4 << 20..=8 << 20).contains(&written), "{written}");
+    file.sync_all().unwrap();
+    assert!(full(fs::write(dir.join("more"), vec![1; 100_000]).unwrap_err()));
+    // What is there can be written over, and what goes makes room.
+    file.write_all_at(&[8; 4096], 0).unwrap();
+    let left = nix::sys::statvfs::statvfs(&dir).unwrap();
+    assert!(left.blocks() * left.fragment_size() == 8 << 20 && left.blocks_free() < 64);
+    fs::write(main.join("other"), vec![2; 16 << 20]).unwrap();
+    assert_eq!(fs::read(dir.join("shared")).unwrap(), vec![1; 3 << 20]);
+    scene.run(&["branch", "quota", "kid", "16M"]).ok();
+    fs::write(dir.join("more"), vec![1; 2 << 20]).unwrap();
+    scene.run(&["branch", "quota", "kid", "9M"]).ok();
+    file.set_len(1 << 20).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    fs::write(dir.join("again"), vec![1; 1 << 20]).unwrap();
+    // A fork of it counts from nothing, and has no quota of its own.
+    scene.run(&["branch", "create", "grandchild", "--from", "kid"]).ok();
+    fs::write(at(&scene, "grandchild").join("big"), vec![3; 12 << 20]).unwrap();
+    let shown = json(&scene, &["branch", "show", "kid"]);
+    assert_eq!(shown["quota_bytes"], 9 << 20);
+    let listed = scene.run(&["branch", "list"]).ok();
+    assert!(listed.contains("quota 9.00 MiB"), "{listed}");
+    for wrong in ["0", "10X", "-1"] {
+        scene.run(&["branch", "quota", "kid", wrong]).fails(2);
+    }
+    scene.run(&["branch", "quota", "kid", "none"]).ok();
+    fs::write(dir.join("free"), vec![1; 16 << 20]).unwrap();
+    drop(file);
+    scene.run(&["check", "--read-data"]).ok();
+}
+
+#[test]
 fn mount_the_daemon_takes_snapshots_and_reaps() {
     let Some(scene) = Scene::new() else { return };
     let main = at(&scene, "main");

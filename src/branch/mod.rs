@@ -129,6 +129,16 @@ impl Branch {
         self.current.lock().clone()
     }
 
+    /// The layers that the branch has written since it began (or was reset or restored), the newest
+    /// first.
+    pub fn written_layers(&self) -> Result<Vec<LayerId>, BranchError> {
+        let Some(row) = self.store.catalog.branch_by_id(self.row.id)? else {
+            return Ok(Vec::new());
+        };
+        let chain = self.store.catalog.chain(row.head)?.into_iter().map(|layer| layer.id);
+        Ok(chain.take_while(|layer| Some(*layer) != row.begins).collect())
+    }
+
     /// Replaces the stack by what `change` makes of it. Without the gate, what the stack says
     /// must stay the same.
     fn replace_view(&self, change: impl FnOnce(&View) -> View) {

@@ -33,6 +33,21 @@ impl Catalog {
         self.set(id, "expires_ms = ?2", expires_ms, &detail, actor)
     }
 
+    /// Sets how many bytes the layers that a branch writes may take, at least 1; any number, if none.
+    pub fn set_quota(
+        &self,
+        id: BranchId,
+        bytes: Option<u64>,
+        actor: Actor<'_>,
+    ) -> Result<BranchRow, CatalogError> {
+        let detail = match bytes {
+            Some(bytes) => format!("quota {bytes} bytes"),
+            None => "no quota".to_owned(),
+        };
+        let value = bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.set(id, "quota_bytes = ?2", value, &detail, actor)
+    }
+
     /// Makes a branch a root of the tree: it has no parent any more.
     pub fn detach_branch(&self, id: BranchId, actor: Actor<'_>) -> Result<BranchRow, CatalogError> {
         self.set(id, "parent = ?2", None, "detached from its parent", actor)

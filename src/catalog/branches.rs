@@ -21,6 +21,9 @@ pub struct BranchRow {
     pub parent: Option<BranchId>,
     /// Its open layer.
     pub head: LayerId,
+    /// The sealed layer on which its own layers stand: what it began with, or was given since; none
+    /// of a branch that began empty.
+    pub begins: Option<LayerId>,
     /// Milliseconds since 1970.
     pub created_ms: i64,
     /// Who created it.
@@ -33,6 +36,8 @@ pub struct BranchRow {
     pub protected: bool,
     /// When `gc` may delete it, in milliseconds since 1970; never, if none.
     pub expires_ms: Option<i64>,
+    /// Bytes that its own layers may take; any number, if none.
+    pub quota_bytes: Option<u64>,
     /// When it was deleted; what it held stays until `gc` purges it. None while it lives.
     pub deleted_ms: Option<i64>,
 }
@@ -51,7 +56,7 @@ pub struct NewBranch {
 }
 
 const COLUMNS: &str = "id, name, parent, head, created_ms, created_by, hygiene_pending, origin, \
-                       protected, expires_ms, deleted_ms";
+                       protected, expires_ms, deleted_ms, begins, quota_bytes";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<BranchRow> {
     let name: String = row.get(1)?;
@@ -69,6 +74,8 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<BranchRow> {
         protected: row.get(8)?,
         expires_ms: row.get(9)?,
         deleted_ms: row.get(10)?,
+        begins: row.get::<_, Option<u64>>(11)?.map(LayerId),
+        quota_bytes: row.get(12)?,
     })
 }
 
@@ -125,33 +132,21 @@ pub(super) fn insert_as(
     transaction
         .prepare_cached(
             "INSERT INTO branches
-             (name, parent, head, created_ms, created_by, hygiene_pending, origin, deleted_ms)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+             (name, parent, head, created_ms, created_by, hygiene_pending, origin, deleted_ms, begins)
+             SELECT ?, ?, id, ?, ?, ?, ?, ?, parent FROM layers WHERE id = ?",
         )?
         .execute(params![
             new.name.as_str(),
             parent.map(|id| id.0),
-            head.0,
             created_ms,
             new.uid,
             hygiene_pending,
             new.origin,
-            deleted_ms
+            deleted_ms,
+            head.0
         ])
         .map_err(|e| name_taken(e, &new.name))?;
-    Ok(BranchRow {
-        id: BranchId(transaction.last_insert_rowid() as u64),
-        name: new.name.clone(),
-        parent,
-        head,
-        created_ms,
-        created_by: new.uid,
-        hygiene_pending,
-        origin: new.origin.clone(),
-        protected: false,
-        expires_ms: None,
-        deleted_ms,
-    })
+    require_any(transaction, BranchId(transaction.last_insert_rowid() as u64))
 }
 
 /// Heads are fresh layers, so a conflict can only be about the name.

@@ -49,9 +49,10 @@ impl Catalog {
             layers::insert(transaction, top, LayerState::Open, false, None)?;
             transaction
                 .prepare_cached(
-                    "UPDATE branches SET head = ?, origin = ?, hygiene_pending = 1 WHERE id = ?",
+                    "UPDATE branches SET head = ?, begins = ?, origin = ?, hygiene_pending = 1
+                     WHERE id = ?",
                 )?
-                .execute(params![plan.head.0, plan.origin, old.id.0])?;
+                .execute(params![plan.head.0, plan.base.0, plan.origin, old.id.0])?;
             let kept = keep(transaction, &old, plan.keep_as, actor)?;
             let undo = Undo::Rehead { branch: old.id, kept: kept.id };
             let detail = format!(
@@ -88,7 +89,17 @@ fn keep(
         command: actor.command.to_owned(),
     };
     let deleted_ms = keep_as.is_none().then(now_ms);
-    branches::insert_as(transaction, &new, old.parent, old.head, old.hygiene_pending, deleted_ms)
+    let kept = branches::insert_as(
+        transaction,
+        &new,
+        old.parent,
+        old.head,
+        old.hygiene_pending,
+        deleted_ms,
+    )?;
+    let mut set = transaction.prepare_cached("UPDATE branches SET begins = ? WHERE id = ?")?;
+    set.execute(params![old.begins.map(|layer| layer.0), kept.id.0])?;
+    branches::require_any(transaction, kept.id)
 }
 
 /// Exchanges the states of two branches; the second counts as deleted from then on.
@@ -103,10 +114,13 @@ pub(super) fn exchange(
     transaction.pragma_update(None, "defer_foreign_keys", "ON")?;
     transaction.execute("UPDATE branches SET head = -1 WHERE id = ?", [one.id.0])?;
     let mut set = transaction.prepare_cached(
-        "UPDATE branches SET head = ?, origin = ?, hygiene_pending = ?, deleted_ms = ?
+        "UPDATE branches SET head = ?, begins = ?, origin = ?, hygiene_pending = ?, deleted_ms = ?
          WHERE id = ?",
     )?;
-    set.execute(params![one.head.0, one.origin, one.hygiene_pending, now_ms(), other.id.0])?;
-    set.execute(params![other.head.0, other.origin, other.hygiene_pending, None::<i64>, one.id.0])?;
+    for (from, to, deleted_ms) in [(&one, &other, Some(now_ms())), (&other, &one, None)] {
+        let begins = from.begins.map(|layer| layer.0);
+        let (origin, pending) = (&from.origin, from.hygiene_pending);
+        set.execute(params![from.head.0, begins, origin, pending, deleted_ms, to.id.0])?;
+    }
     Ok((branches::require(transaction, one.id)?, branches::require_any(transaction, other.id)?))
 }

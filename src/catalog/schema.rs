@@ -10,7 +10,7 @@ use super::CatalogError;
 const APPLICATION_ID: i64 = 0x636f_7766;
 
 /// The version of the tables below. A higher one is refused.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
 
 /// Branch ids are never reused (AUTOINCREMENT), because lock and socket files carry them. Layer
 /// ids are random and chosen by the caller. Depth is stored so that a walk down a chain proves
@@ -35,12 +35,14 @@ CREATE TABLE branches (
     name             TEXT NOT NULL,
     parent           INTEGER REFERENCES branches (id) ON DELETE SET NULL,
     head             INTEGER NOT NULL UNIQUE REFERENCES layers (id),
+    begins           INTEGER,
     origin           TEXT NOT NULL,
     hygiene_pending  INTEGER NOT NULL CHECK (hygiene_pending IN (0, 1)),
     created_by       INTEGER NOT NULL,
     created_ms       INTEGER NOT NULL,
     protected        INTEGER NOT NULL DEFAULT 0 CHECK (protected IN (0, 1)),
     expires_ms       INTEGER,
+    quota_bytes      INTEGER CHECK (quota_bytes > 0),
     deleted_ms       INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX branch_names ON branches (name) WHERE deleted_ms IS NULL;

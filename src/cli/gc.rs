@@ -12,6 +12,7 @@ use super::{failure, output};
 use crate::catalog::{CatalogError, FileLock, LayerRow, LayerState, LockError, Store, reserve};
 use crate::format::{BranchId, LayerId, counted};
 use crate::io::crash::{Point, crash_point};
+use crate::io::usage::disk_usage;
 use crate::postgres::instance::Files;
 use crate::serve::Failure;
 
@@ -191,7 +192,7 @@ fn remove_layers(store: &Store, report: &mut Report) -> Result<(), Failure> {
     let reachable = reach.of(|root| !report.pruned.dooms(root));
     let only_deleted = reach.only_of(|root| root.deleted || report.pruned.dooms(root));
     let kept = only_deleted.intersection(&reachable).map(|id| store.layer_dir(*id));
-    report.bytes_kept = kept.map(|dir| output::disk_usage(&dir)).sum();
+    report.bytes_kept = kept.map(|dir| disk_usage(&dir)).sum();
     let mut gone = Vec::new();
     let mut claims = Vec::new();
     for row in rows.iter().filter(|row| !reachable.contains(&row.id)) {
@@ -202,7 +203,7 @@ fn remove_layers(store: &Store, report: &mut Report) -> Result<(), Failure> {
             }
         }
         let dir = store.layer_dir(row.id);
-        report.bytes += output::disk_usage(&dir);
+        report.bytes += disk_usage(&dir);
         report.layers += 1;
         if !report.dry_run {
             remove_tree(&dir)?;
@@ -257,7 +258,7 @@ fn remove_leftovers(store: &Store, now: bool, report: &mut Report) -> Result<(),
     let found = alone.unwrap_or_else(|| doom(store, dry_run, GRACE))?;
     report.young_leftovers = found.young;
     for dir in found.doomed {
-        report.bytes += output::disk_usage(&dir);
+        report.bytes += disk_usage(&dir);
         report.leftovers += 1;
         if !dry_run {
             remove_tree(&dir)?;

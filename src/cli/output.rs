@@ -33,11 +33,20 @@ pub(super) fn lost() -> bool {
     LOST.load(Ordering::Relaxed)
 }
 
+/// ECMA-48: the cursor to the first column of the first line, and nothing below it.
+pub(super) const CLEAR_SCREEN: &str = "\x1b[H\x1b[J";
+
+/// `value` as JSON.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => Ok(text + "\n"),
+        Err(error) => Err(Failure::caused("json", &error).exit(255)),
+    }
+}
+
 /// Prints `value` as JSON.
 pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Failure::caused("json", &error).exit(255))?;
-    print(&(text + "\n"));
+    print(&json(value)?);
     Ok(())
 }
 
@@ -56,18 +65,6 @@ pub(super) fn time(ms: i64) -> String {
 pub(super) fn time_ms(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms)
         .map_or_else(|_| ms.to_string(), |time| time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string())
-}
-
-/// Bytes that the files below `dir` take on the disk; what cannot be read counts as nothing.
-pub(super) fn disk_usage(dir: &std::path::Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(meta) = std::fs::symlink_metadata(dir) else { return 0 };
-    let own = meta.blocks() * 512;
-    if !meta.is_dir() {
-        return own;
-    }
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    own + entries.map(|entry| disk_usage(&entry.path())).sum::<u64>()
 }
 
 #[cfg(test)]

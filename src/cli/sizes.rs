@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::output;
 use crate::catalog::Store;
 use crate::format::LayerId;
+use crate::io::usage::disk_usage;
 
 /// Sizes of layers, each looked up once: branches share them, and sealed ones do not change.
 #[derive(Default)]
@@ -15,8 +15,13 @@ pub(super) struct Sizes {
 impl Sizes {
     /// Bytes on disk of a layer.
     pub fn of(&mut self, store: &Store, layer: LayerId) -> u64 {
-        let look = || output::disk_usage(&store.layer_dir(layer));
+        let look = || disk_usage(&store.layer_dir(layer));
         *self.known.entry(layer).or_insert_with(look)
+    }
+
+    /// Looks a layer that changes up again, the next time.
+    pub fn forget(&mut self, layer: LayerId) {
+        self.known.remove(&layer);
     }
 
     /// Bytes on disk of several.

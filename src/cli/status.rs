@@ -18,9 +18,6 @@ use crate::serve::error::ServeError;
 use crate::serve::protocol::{Failure, ServerStatus};
 use crate::serve::status::{self, BranchStatus, State};
 
-/// ECMA-48: the cursor to the first column of the first line, and nothing below it.
-const CLEAR_SCREEN: &str = "\x1b[H\x1b[J";
-
 /// Arguments of `cowfs status`.
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
@@ -39,7 +36,7 @@ pub struct StatusArgs {
 /// Runs `cowfs status`; returns the exit code.
 pub fn run(args: &StatusArgs, store: &Store) -> Result<u8, Failure> {
     let terminal = std::io::stdout().is_terminal();
-    let clear = if terminal && args.watch.is_some() { CLEAR_SCREEN } else { "" };
+    let clear = if terminal && args.watch.is_some() { output::CLEAR_SCREEN } else { "" };
     let mut sizes = Sizes::default();
     loop {
         let text = look(args, store, &mut sizes)?;
@@ -57,14 +54,14 @@ fn look(args: &StatusArgs, store: &Store, sizes: &mut Sizes) -> Result<String, F
     if let Some(name) = &args.branch {
         let status = find(store, name).map_err(|error| error.to_failure())?;
         let shown = Shown::of(status, store, sizes).map_err(catalog)?;
-        if args.json { json(&shown.for_json()) } else { Ok(details(&shown)) }
+        if args.json { output::json(&shown.for_json()) } else { Ok(details(&shown)) }
     } else {
         let found = status::all(store).map_err(|error| error.to_failure())?;
         let shown: Result<Vec<_>, _> =
             found.into_iter().map(|status| Shown::of(status, store, sizes)).collect();
         let shown = shown.map_err(catalog)?;
         if args.json {
-            json(&shown.iter().map(Shown::for_json).collect::<Vec<_>>())
+            output::json(&shown.iter().map(Shown::for_json).collect::<Vec<_>>())
         } else {
             Ok(table(&shown))
         }
@@ -75,13 +72,6 @@ fn find(store: &Store, name: &BranchName) -> Result<BranchStatus, ServeError> {
     let row = store.catalog.branch(name)?;
     let row = row.ok_or_else(|| CatalogError::BranchNotFound { name: name.clone() })?;
     Ok(status::one(store, &row))
-}
-
-fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
-    match serde_json::to_string_pretty(value) {
-        Ok(text) => Ok(text + "\n"),
-        Err(error) => Err(Failure::caused("json", &error).exit(255)),
-    }
 }
 
 /// The state as `--json` has it, and what it means.

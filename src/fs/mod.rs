@@ -7,6 +7,7 @@ pub mod hygiene;
 mod lost;
 pub mod names;
 pub mod node;
+mod quota;
 pub mod range;
 pub mod read;
 pub mod rename;
@@ -24,6 +25,7 @@ use crate::branch::{Branch, BranchError, OpenMode};
 use crate::format::{Ino, Timestamp};
 use crate::layer::LayerError;
 use node::Node;
+pub use quota::Quota;
 
 /// Longest name in bytes, as on every Linux filesystem.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -50,6 +52,8 @@ pub enum FsError {
     TooBig,
     #[error("the branch is mounted read-only")]
     ReadOnly,
+    #[error("the branch has taken all that its quota allows")]
+    OverQuota,
     #[error("too many links")]
     TooManyLinks,
     #[error("operation not permitted")]
@@ -102,11 +106,14 @@ pub struct Fs {
     /// Directories that hold WAL segments.
     wal_dirs: RwLock<HashSet<Ino>>,
     lost: lost::LostWrites,
+    /// How much the branch may take.
+    pub quota: Quota,
 }
 
 impl Fs {
     /// The filesystem over `branch`.
     pub fn new(branch: Arc<Branch>, options: FsOptions) -> Arc<Fs> {
+        let quota = Quota::new(branch.row.quota_bytes);
         Arc::new(Fs {
             branch,
             options,
@@ -114,6 +121,7 @@ impl Fs {
             names_turn: Mutex::new(()),
             wal_dirs: RwLock::default(),
             lost: lost::LostWrites::default(),
+            quota,
         })
     }
 

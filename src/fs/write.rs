@@ -41,6 +41,7 @@ impl Fs {
             return Ok(());
         }
         let gate = self.branch.enter();
+        self.admit(&gate, &node, offset, data.len() as u64)?;
         self.change_contents(&gate, &node, false, |target| target.write(offset, data))?;
         self.note_write(&node, end);
         self.lost.replaced(ino, offset..end);
@@ -63,6 +64,9 @@ impl Fs {
         let end = checked_end(&node, offset, len)?;
         let gate = self.branch.enter();
         let extends = matches!(mode, AllocateMode::Extend | AllocateMode::ZeroExtend);
+        if extends || mode == AllocateMode::KeepSize {
+            self.admit(&gate, &node, offset, len)?;
+        }
         self.change_contents(&gate, &node, false, |target| match mode {
             AllocateMode::Extend => target.allocate(offset, len, false),
             AllocateMode::KeepSize => target.allocate(offset, len, true),

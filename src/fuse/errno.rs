@@ -23,7 +23,7 @@ pub fn errno_of(error: &FsError) -> Errno {
         FsError::NoAttribute => Errno::ENODATA,
         FsError::NotSupported => Errno::EOPNOTSUPP,
         FsError::NoSuchOffset => Errno::ENXIO,
-        FsError::AttributeTooBig => Errno::ENOSPC,
+        FsError::AttributeTooBig | FsError::OverQuota => Errno::ENOSPC,
         FsError::Lost { .. } => Errno::EIO,
         FsError::Layer(layer) => layer_errno(layer),
         FsError::Branch(BranchError::Layer(layer)) => layer_errno(layer),

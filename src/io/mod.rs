@@ -9,6 +9,7 @@ pub mod host;
 pub mod lossy;
 pub mod pool;
 pub mod sys;
+pub mod usage;
 
 use std::ffi::OsString;
 use std::io;

@@ -74,6 +74,10 @@ impl Handler for BranchHandler {
                 let uid = creator.filter(|_| uid == 0).unwrap_or(uid);
                 self.snapshot(NewSnapshot { name, expires_ms, uid, command })
             }
+            Request::Quota { bytes } => {
+                self.fs.quota.set(bytes);
+                Ok(Response::Limited)
+            }
             Request::Sync => match self.fs.sync_everything() {
                 Ok(_durable) => Ok(Response::Synced),
                 Err(error) => Err(failure::of_fs(&error)),

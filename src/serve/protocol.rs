@@ -49,6 +49,11 @@ pub enum Request {
         /// The command line, for the operation log.
         command: String,
     },
+    /// Limit what the branch takes on the disk, in bytes; no limit, if none.
+    Quota {
+        /// Bytes.
+        bytes: Option<u64>,
+    },
     /// Make everything durable.
     Sync,
     /// Unmount, and end the process once the last user is gone.
@@ -89,6 +94,8 @@ pub enum Response {
         /// How long it took.
         times: Times,
     },
+    /// To [`Request::Quota`].
+    Limited,
     /// To [`Request::Sync`].
     Synced,
     /// To [`Request::Unmount`].

@@ -1,11 +1,16 @@
 //! `cowfs branch protect`, `unprotect`, `expire`, `detach` and `promote`: what is said of a branch.
 
+use std::time::Duration;
+
 use super::super::span::{self, OrNever};
 use super::super::{failure, output, requester};
 use super::here_or_there::require;
 use crate::branch::fork::Requester;
 use crate::catalog::{Actor, BranchName, CatalogError, Store};
-use crate::serve::Failure;
+use crate::serve::{ControlError, Failure, Request, control};
+
+/// Time for a serving process to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Arguments of the commands that need only a branch.
 #[derive(Debug, clap::Args)]
@@ -40,6 +45,58 @@ pub(in crate::cli) struct ExpireArgs {
     json: bool,
 }
 
+/// Arguments of `cowfs branch quota`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Counted are the blocks on the disk of what the branch has written since it began, or was reset or \
+restored; not what it shares with its parent. At its quota a branch gets ENOSPC, as on a full disk, and may \
+still write in place, truncate and delete; others notice nothing. df shows the quota and what is left. The \
+kernel takes writes in before it asks: mount with -o writethrough if a write, and not the fsync after it, is \
+to say that the branch is full.
+
+Examples:
+  cowfs branch quota ticket-42 10G
+  cowfs branch quota ticket-42 none"
+)]
+pub(in crate::cli) struct QuotaArgs {
+    /// The branch
+    #[arg(add = crate::cli::complete::branches())]
+    name: BranchName,
+    /// Bytes, with K, M, G or T for powers of 1024; or none
+    #[arg(value_name = "SIZE", value_parser = parse_size)]
+    size: Size,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A number of bytes, or no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size(Option<u64>);
+
+fn parse_size(text: &str) -> Result<Size, String> {
+    if text == "none" {
+        return Ok(Size(None));
+    }
+    let rule = || format!("{text:?} is not a size such as 500M or 10G, nor none");
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let power = match unit.trim_end_matches("iB").trim_end_matches('B') {
+        "" => 0,
+        "K" | "k" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        _ => return Err(rule()),
+    };
+    let number: u64 = number.parse().map_err(|_| rule())?;
+    let bytes = number.checked_mul(1 << (10 * power)).filter(|&bytes| i64::try_from(bytes).is_ok());
+    match bytes {
+        Some(0) | None => Err(format!("{text} is not between 1 byte and 8 EiB")),
+        some => Ok(Size(some)),
+    }
+}
+
 #[derive(serde::Serialize)]
 struct Attributes<'a> {
     branch: &'a BranchName,
@@ -47,6 +104,8 @@ struct Attributes<'a> {
     protected: bool,
     /// When gc may delete it.
     expires: Option<String>,
+    /// Bytes that its own layers may take.
+    quota_bytes: Option<u64>,
 }
 
 fn actor(by: &Requester) -> Actor<'_> {
@@ -62,7 +121,8 @@ fn answer(store: &Store, name: &BranchName, json: bool, sentence: &str) -> Resul
     let parent = row.parent.map_or(Ok(None), |id| store.catalog.branch_by_id(id));
     let parent = parent.map_err(|error| failure::of_catalog(&error))?.map(|row| row.name);
     let expires = row.expires_ms.map(output::time);
-    output::print_json(&Attributes { branch: name, parent, protected: row.protected, expires })?;
+    let (protected, quota_bytes) = (row.protected, row.quota_bytes);
+    output::print_json(&Attributes { branch: name, parent, protected, expires, quota_bytes })?;
     Ok(0)
 }
 
@@ -90,6 +150,26 @@ pub(super) fn expire(args: &ExpireArgs, store: &Store) -> Result<u8, Failure> {
     answer(store, &args.name, args.json, &format!("Branch {} {when}\n", args.name))
 }
 
+pub(super) fn quota(args: &QuotaArgs, store: &Store) -> Result<u8, Failure> {
+    let (row, by) = (require(store, &args.name)?, requester());
+    let Size(bytes) = args.size;
+    let set = store.catalog.set_quota(row.id, bytes, actor(&by));
+    set.map_err(|error| failure::of_catalog(&error))?;
+    // Whoever mounts it from now on knows; the one who serves it is told.
+    match control::request(store, row.id, &Request::Quota { bytes }, PATIENCE) {
+        Ok(_) | Err(ControlError::NotServed) => {}
+        Err(error) => {
+            let failure = Failure::caused("control", &error);
+            return Err(failure.hint("the quota holds from the next mount on"));
+        }
+    }
+    let what = bytes.map_or_else(
+        || "may take any space".to_owned(),
+        |bytes| format!("may take {}", output::bytes(bytes)),
+    );
+    answer(store, &args.name, args.json, &format!("Branch {} {what}\n", args.name))
+}
+
 pub(super) fn detach(args: &OneBranchArgs, store: &Store) -> Result<u8, Failure> {
     let (row, by) = (require(store, &args.name)?, requester());
     let no_parent = CatalogError::NoParent { name: row.name.clone() };
@@ -108,4 +188,23 @@ pub(super) fn promote(args: &OneBranchArgs, store: &Store) -> Result<u8, Failure
     let (_, former) = promoted.map_err(|error| failure::of_catalog(&error))?;
     let sentence = format!("Branch {} is the parent of {} now\n", args.name, former.name);
     answer(store, &args.name, args.json, &sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_people_write() {
+        for (text, bytes) in
+            [("1", 1), ("4k", 4096), ("10G", 10 << 30), ("500MiB", 500 << 20), ("1TB", 1 << 40)]
+        {
+            assert_eq!(parse_size(text), Ok(Size(Some(bytes))), "{text}");
+        }
+        assert_eq!(parse_size("none"), Ok(Size(None)));
+        for text in ["", "G", "0", "-1", "1.5G", "10X", "10 G", "9999999T", "99999999999999999999"]
+        {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
 }

@@ -293,6 +293,8 @@ mod tests {
             origin: origin.to_owned(),
             protected: false,
             expires_ms: None,
+            begins: None,
+            quota_bytes: None,
             deleted_ms: None,
         };
         let names: [BranchPoint; 2] = ["p".parse().unwrap(), "q".parse().unwrap()];

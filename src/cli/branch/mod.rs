@@ -43,6 +43,8 @@ pub(super) enum BranchCommand {
     Unprotect(attributes::OneBranchArgs),
     /// Set when gc deletes a branch
     Expire(attributes::ExpireArgs),
+    /// Limit what a branch takes on the disk
+    Quota(attributes::QuotaArgs),
 }
 
 impl BranchCommand {
@@ -65,6 +67,7 @@ impl BranchCommand {
             BranchCommand::Protect(args) => attributes::protect(args, &store, true),
             BranchCommand::Unprotect(args) => attributes::protect(args, &store, false),
             BranchCommand::Expire(args) => attributes::expire(args, &store),
+            BranchCommand::Quota(args) => attributes::quota(args, &store),
         }
     }
 }

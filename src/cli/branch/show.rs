@@ -8,6 +8,7 @@ use super::super::{failure, output};
 use super::window;
 use crate::catalog::{BranchName, BranchRow, LayerRow, SnapshotName, Store};
 use crate::format::BranchId;
+use crate::io::usage::disk_usage;
 use crate::postgres::settings::Setting;
 use crate::serve::Failure;
 use crate::serve::run_file::RunFile;
@@ -41,6 +42,8 @@ struct Shown {
     protected: bool,
     /// When gc may delete it.
     expires: Option<String>,
+    /// Bytes that its own layers may take.
+    quota_bytes: Option<u64>,
     snapshots: Vec<SnapshotName>,
     /// What `cowfs branch create --at` can reach: from a time to a time.
     reachable: Vec<Reachable>,
@@ -140,6 +143,7 @@ fn collect(store: &Arc<Store>, name: &BranchName) -> Result<Shown, crate::catalo
         created_by: row.created_by,
         protected: row.protected,
         expires: row.expires_ms.map(output::time),
+        quota_bytes: row.quota_bytes,
         snapshots: store.catalog.snapshots_of(row.id)?.into_iter().map(|s| s.name).collect(),
         state: status.state,
         in_use: postgres.is_some() || !matches!(status.state, State::NotMounted | State::Dead),
@@ -200,7 +204,7 @@ fn show_layer(store: &Store, layer: &LayerRow, unique: bool) -> ShownLayer {
         depth: layer.depth,
         state: layer.state.as_str(),
         unique,
-        bytes: output::disk_usage(&store.layer_dir(layer.id)),
+        bytes: disk_usage(&store.layer_dir(layer.id)),
         adopted_from: layer.adopted_from.as_ref().map(|dir| dir.display().to_string()),
     }
 }
@@ -234,6 +238,9 @@ fn describe(shown: &Shown) -> String {
     }
     if let Some(expires) = &shown.expires {
         let _ = writeln!(text, "  expires  {expires}");
+    }
+    if let Some(quota) = shown.quota_bytes {
+        let _ = writeln!(text, "  quota    {}", output::bytes(quota));
     }
     if !shown.snapshots.is_empty() {
         let names: Vec<&str> = shown.snapshots.iter().map(SnapshotName::as_str).collect();

@@ -14,9 +14,8 @@ use super::mount::parse_duration;
 use super::snapshot::PassingBranch;
 use super::{failure, requester};
 use crate::branch::fork::Requester;
-use crate::catalog::{BranchPoint, BranchRow, CatalogError, Store};
+use crate::catalog::{BranchPoint, BranchRow, Store};
 use crate::diff::{self, DiffError, Difference, Exactness};
-use crate::format::LayerId;
 use crate::serve::Failure;
 use servers::Servers;
 
@@ -140,7 +139,7 @@ fn sides<'a>(
     };
     let Some(b) = &args.b else {
         let after = side(&args.a)?;
-        return match beginning(store, &args.a, &after, by) {
+        return match beginning(store, &args.a, by) {
             Ok(before) => Ok((before, after)),
             Err(failure) => {
                 after.branch.delete()?;
@@ -162,34 +161,17 @@ fn sides<'a>(
 fn beginning<'a>(
     store: &'a Arc<Store>,
     point: &BranchPoint,
-    after: &Side<'_>,
     by: &Requester,
 ) -> Result<Side<'a>, Failure> {
     let row = require(store, &point.branch)?;
-    let of_catalog = |error: CatalogError| failure::of_catalog(&error);
-    let layer = shared_with_parent(store, &row, after).map_err(of_catalog)?;
-    let Some(layer) = layer else {
-        let text = format!("branch {} has no parent that it shares anything with", row.name);
-        return Err(Failure::new("no_parent", text)
+    let Some(layer) = row.begins else {
+        let text = format!("branch {} began empty: all of it is its own", row.name);
+        return Err(Failure::new("began_empty", text)
             .exit(2)
             .hint(format!("name two states: `cowfs diff A {point}`")));
     };
     let branch = PassingBranch::on(store, &row, layer, "diff", by)?;
     Ok(Side { called: format!("{} at its beginning", row.name), now: None, branch })
-}
-
-/// The newest layer that a branch has in common with its parent.
-fn shared_with_parent(
-    store: &Store,
-    row: &BranchRow,
-    after: &Side<'_>,
-) -> Result<Option<LayerId>, CatalogError> {
-    let Some(parent) = row.parent else { return Ok(None) };
-    let Some(parent) = store.catalog.branch_by_id(parent)? else { return Ok(None) };
-    let parents: Vec<LayerId> =
-        store.catalog.chain(parent.head)?.into_iter().map(|layer| layer.id).collect();
-    let own = store.catalog.chain(after.branch.row.head)?;
-    Ok(own.into_iter().map(|layer| layer.id).find(|layer| parents.contains(layer)))
 }
 
 fn compare(

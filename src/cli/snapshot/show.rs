@@ -3,6 +3,7 @@
 use super::super::branch::here_or_there::require;
 use super::super::{failure, output};
 use crate::catalog::{CatalogError, SnapshotPoint, Store};
+use crate::io::usage::disk_usage;
 use crate::serve::Failure;
 
 /// Arguments of `cowfs snapshot show`.
@@ -38,7 +39,7 @@ pub(super) fn run(args: &ShowArgs, store: &Store) -> Result<u8, Failure> {
         let row = store.catalog.require_snapshot(&branch, &args.point.snapshot)?;
         let depth = store.catalog.chain(row.layer)?.first().map_or(0, |layer| layer.depth);
         let only = store.catalog.reach()?.only_of(|root| root.snapshot == Some(row.id));
-        let bytes = only.iter().map(|id| output::disk_usage(&store.layer_dir(*id)));
+        let bytes = only.iter().map(|id| disk_usage(&store.layer_dir(*id)));
         Ok(Shown {
             snapshot: &args.point,
             created: output::time(row.created_ms),
