@@ -388,9 +388,9 @@ fn mount_a_branch_at_its_quota_is_full_and_no_other_is() {
     scene.run(&["mount", "kid", dir.to_str().unwrap(), "-o", "writethrough"]).ok();
     let file = fs::File::create(dir.join("own")).unwrap();
     let full = |error: std::io::Error| error.raw_os_error() == Some(nix::libc::ENOSPC);
-    let mut written = 0;
+    let (block, mut written) = (vec![7; 64 << 10], 0);
     let error = loop {
-        match file.write_all_at(&[7; 64 << 10], written) {
+        match file.write_all_at(&block, written) {
             Ok(()) => written += 64 << 10,
             Err(error) => break error,
         }

@@ -169,7 +169,7 @@ fn prepare(child: &PassingBranch<'_>, args: &ExportArgs) -> Result<(), Failure> 
         return Ok(());
     }
     let wishes = Wishes { pg_bin: args.pg_bin.clone(), ..Wishes::default() };
-    child.start(wishes, args.timeout)?;
+    child.start(&wishes, args.timeout)?;
     child.stop(StopMode::Fast, args.timeout)
 }
 

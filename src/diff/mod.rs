@@ -25,7 +25,7 @@ pub struct DiffError {
     /// What was compared.
     pub of: String,
     /// Why.
-    pub source: FsError,
+    pub source: Box<FsError>,
 }
 
 /// How exactly contents are compared.

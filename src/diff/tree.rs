@@ -77,6 +77,6 @@ impl<'a> Tree<'a> {
     }
 
     fn failed(&self, path: &Path, source: FsError) -> DiffError {
-        DiffError { path: path.to_owned(), of: self.called.to_owned(), source }
+        DiffError { path: path.to_owned(), of: self.called.to_owned(), source: Box::new(source) }
     }
 }

@@ -401,27 +401,28 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        match nix::sys::statvfs::statvfs(&self.fs.branch.store.root) {
-            Ok(host) => {
-                let quota = self.fs.quota().unwrap_or_default();
-                let blocks = quota.map(|(all, left)| {
-                    let size = host.fragment_size().max(1);
-                    (all / size, left / size)
-                });
-                let (all, left) = blocks.unwrap_or((host.blocks(), u64::MAX));
-                reply.statfs(
-                    all.min(host.blocks()),
-                    host.blocks_free().min(left),
-                    host.blocks_available().min(left),
-                    host.files(),
-                    host.files_free(),
-                    host.block_size() as u32,
-                    255,
-                    host.fragment_size() as u32,
-                )
+        let host = match nix::sys::statvfs::statvfs(&self.fs.branch.store.root) {
+            Ok(host) => host,
+            Err(errno) => {
+                reply.error(Errno::from_i32(errno as i32));
+                return;
             }
-            Err(errno) => reply.error(Errno::from_i32(errno as i32)),
-        }
+        };
+        let size = host.fragment_size().max(1);
+        // A catalog that cannot be asked is no reason to say nothing of the host.
+        let quota = self.fs.quota().unwrap_or_default();
+        let (all, left) =
+            quota.map_or((u64::MAX, u64::MAX), |(all, left)| (all / size, left / size));
+        reply.statfs(
+            host.blocks().min(all),
+            host.blocks_free().min(left),
+            host.blocks_available().min(left),
+            host.files(),
+            host.files_free(),
+            host.block_size() as u32,
+            255,
+            size as u32,
+        );
     }
 
     fn setxattr(

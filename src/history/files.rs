@@ -33,7 +33,7 @@ pub(super) fn failed<'a>(
     what: &'static str,
     path: &'a str,
 ) -> impl Fn(FsError) -> HistoryError + use<'a> {
-    move |source| HistoryError::File { what, path: path.to_owned(), source }
+    move |source| HistoryError::File { what, path: path.to_owned(), source: Box::new(source) }
 }
 
 impl Files for Fs {

@@ -29,7 +29,7 @@ pub enum HistoryError {
         /// The path within the branch.
         path: String,
         /// Why not.
-        source: FsError,
+        source: Box<FsError>,
     },
     /// The same, at a mount.
     #[error("reading {}", path.display())]

@@ -173,7 +173,7 @@ impl At<'_> {
         let Some((&from, later)) = path.split_last() else { return Ok(Replay::TooEarly) };
         let child = self.make(row, history.states[from].snapshot.layer)?;
         // It goes by itself should this command die.
-        let child = PassingBranch::expiring(self.store, child, self.by)?;
+        let child = PassingBranch::expiring(self.store, &child, self.by)?;
         match self.replay_on(&child, states, from, later) {
             Ok(Replay::Done(bytes)) => self.keep(&child).map(|()| Replay::Done(bytes)),
             other => {
@@ -207,7 +207,7 @@ impl At<'_> {
         let wishes = Wishes { pg_bin: self.pg_bin.clone(), ..Wishes::default() };
         let mut wishes = like_the_parent(self.store, &parent, wishes);
         wishes.settings = self.targets();
-        let server = match child.start(wishes, self.timeout) {
+        let server = match child.start(&wishes, self.timeout) {
             Ok(server) => server,
             Err(failure) if failure.message.contains(NOT_REACHED) => return Ok(Replay::NotReached),
             Err(failure) if failure.message.contains(TOO_EARLY) => return Ok(Replay::TooEarly),

@@ -42,7 +42,7 @@ impl Servers<'_> {
         if let Some(parent) = parent {
             wishes = like_the_parent(self.store, &parent, wishes);
         }
-        let server = side.branch.start(wishes, self.timeout)?;
+        let server = side.branch.start(&wishes, self.timeout)?;
         let done = work(&server).map_err(of_postgres);
         // Nobody needs what it has written.
         side.branch.stop(StopMode::Immediate, self.timeout)?;

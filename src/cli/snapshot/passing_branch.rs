@@ -47,7 +47,7 @@ impl<'a> PassingBranch<'a> {
         let child = name(what, &format!("{point} {}", state.snapshot.id))?;
         let made = branch_from_snapshot(store, &state.branch, &state.snapshot, child, by);
         state.forget(store, by);
-        Self::expiring(store, made.map_err(|error| failure::of_branch(&error))?, by)
+        Self::expiring(store, &made.map_err(|error| failure::of_branch(&error))?, by)
     }
 
     /// One that stands on a layer below a branch.
@@ -60,13 +60,13 @@ impl<'a> PassingBranch<'a> {
     ) -> Result<PassingBranch<'a>, Failure> {
         let child = name(what, &layer.dir_name())?;
         let made = branch_from_layer(store, branch, layer, child, by);
-        Self::expiring(store, made.map_err(|error| failure::of_branch(&error))?, by)
+        Self::expiring(store, &made.map_err(|error| failure::of_branch(&error))?, by)
     }
 
     /// A branch that was just made: it goes by itself should this command die.
     pub fn expiring(
         store: &'a Arc<Store>,
-        row: BranchRow,
+        row: &BranchRow,
         by: &Requester,
     ) -> Result<PassingBranch<'a>, Failure> {
         let actor = Actor { uid: by.uid, command: &by.command };
@@ -76,10 +76,9 @@ impl<'a> PassingBranch<'a> {
     }
 
     /// Starts Postgres on it.
-    pub fn start(&self, wishes: Wishes, timeout: Duration) -> Result<Server, Failure> {
+    pub fn start(&self, wishes: &Wishes, timeout: Duration) -> Result<Server, Failure> {
         let (store, row, interrupted) = (&**self.store, &self.row, || false);
-        let up =
-            BringUp { store, row, wishes: &wishes, timeout, interrupted: &interrupted }.run()?;
+        let up = BringUp { store, row, wishes, timeout, interrupted: &interrupted }.run()?;
         Ok(up.server)
     }
 
