@@ -276,6 +276,7 @@ fn gc_takes_dead_imports_and_leaves_living_ones() {
         origin: "import:/x".to_owned(),
         uid: 0,
         command: "import".to_owned(),
+        expires_ms: None,
     };
     store.catalog.finish_import(LayerId(1), LayerId(3), &new).unwrap();
     drop(alive);

@@ -8,8 +8,12 @@ mod postgres_support;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use mount_support::Scene;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use postgres_support::Scene as PostgresScene;
 use serde_json::Value;
 
@@ -154,6 +158,15 @@ fn mount_a_diff_by_table_and_of_the_schema() {
         assert!(schema.contains("\n+CREATE VIEW public.\"a view\" AS\n"), "{schema}");
         assert!(schema.contains("+++ kid/other\n") && !schema.contains("restrict "), "{schema}");
         assert!(!schema.contains("TABLE public.kept"), "{schema}");
+    }
+    // Interrupted anywhere, it leaves nothing behind.
+    for delay_ms in [5, 20, 50, 100, 200, 400] {
+        let mut child =
+            scene.command(&["diff", "kid", "--schema"]).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT);
+        child.wait().unwrap();
+        assert_eq!(scene.branches(), ["kid", "main"], "after {delay_ms} ms");
     }
     let same = scene.run(&["diff", "main", "main", "--schema"]).ok();
     assert_eq!(same, "The schemas are the same");

@@ -64,7 +64,7 @@ fn plan_seal(open: LayerId, seal: bool) -> Result<Option<SealPlan>, BranchError>
 }
 
 pub(super) fn new_branch(name: BranchName, origin: String, by: &Requester) -> NewBranch {
-    NewBranch { name, origin, uid: by.uid, command: by.command.clone() }
+    NewBranch { name, origin, uid: by.uid, command: by.command.clone(), expires_ms: None }
 }
 
 /// The plan for a fork of `parent` whose open layer is `open`.

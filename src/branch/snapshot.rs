@@ -7,8 +7,8 @@ use super::fork::{Requester, Times, micros, new_branch, new_layer_id, plan_unmou
 use super::{Branch, BranchError};
 use crate::catalog::rehead::Reheaded;
 use crate::catalog::{
-    Actor, BranchLock, BranchName, BranchRow, NewSnapshot, ReheadPlan, SnapshotPlan, SnapshotRow,
-    Store,
+    Actor, BranchLock, BranchName, BranchRow, NewBranch, NewSnapshot, ReheadPlan, SnapshotPlan,
+    SnapshotRow, Store,
 };
 use crate::format::LayerId;
 
@@ -48,27 +48,32 @@ pub fn snapshot_unmounted(
     Ok(SnapshotReport { snapshot, times: Times { gate_us: 0, commit_us: total_us, total_us } })
 }
 
-/// Creates a branch from a snapshot. What it stands on never changes, so nobody is asked.
+/// Creates a branch from a snapshot. What it stands on never changes, so nobody is asked. gc may
+/// delete it at `expires_ms`, in milliseconds since 1970.
 pub fn branch_from_snapshot(
     store: &Store,
     parent: &BranchRow,
     snapshot: &SnapshotRow,
     name: BranchName,
+    expires_ms: Option<i64>,
     by: &Requester,
 ) -> Result<BranchRow, BranchError> {
-    let new = new_branch(name, format!("fork:{}@{}", parent.name, snapshot.name), by);
+    let origin = format!("fork:{}@{}", parent.name, snapshot.name);
+    let new = NewBranch { expires_ms, ..new_branch(name, origin, by) };
     Ok(store.catalog.create_branch_from_snapshot(&new, snapshot, new_layer_id()?)?)
 }
 
-/// Creates a branch on a sealed layer of another's, as the state that it went through once.
+/// Creates a branch on a sealed layer of another's, as the state that it went through once. gc may
+/// delete it at `expires_ms`.
 pub fn branch_from_layer(
     store: &Store,
     branch: &BranchRow,
     layer: LayerId,
     name: BranchName,
+    expires_ms: Option<i64>,
     by: &Requester,
 ) -> Result<BranchRow, BranchError> {
-    let new = new_branch(name, format!("fork:{}", branch.name), by);
+    let new = NewBranch { expires_ms, ..new_branch(name, format!("fork:{}", branch.name), by) };
     Ok(store.catalog.create_branch_from_layer(&new, branch.id, layer, new_layer_id()?)?)
 }
 

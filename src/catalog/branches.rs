@@ -53,6 +53,8 @@ pub struct NewBranch {
     pub uid: u32,
     /// The command that made it, for the operation log.
     pub command: String,
+    /// See [`BranchRow::expires_ms`].
+    pub expires_ms: Option<i64>,
 }
 
 const COLUMNS: &str = "id, name, parent, head, created_ms, created_by, hygiene_pending, origin, \
@@ -132,8 +134,9 @@ pub(super) fn insert_as(
     transaction
         .prepare_cached(
             "INSERT INTO branches
-             (name, parent, head, created_ms, created_by, hygiene_pending, origin, deleted_ms, begins)
-             SELECT ?, ?, id, ?, ?, ?, ?, ?, parent FROM layers WHERE id = ?",
+             (name, parent, head, created_ms, created_by, hygiene_pending, origin, deleted_ms,
+              expires_ms, begins)
+             SELECT ?, ?, id, ?, ?, ?, ?, ?, ?, parent FROM layers WHERE id = ?",
         )?
         .execute(params![
             new.name.as_str(),
@@ -143,6 +146,7 @@ pub(super) fn insert_as(
             hygiene_pending,
             new.origin,
             deleted_ms,
+            new.expires_ms,
             head.0
         ])
         .map_err(|e| name_taken(e, &new.name))?;

@@ -87,6 +87,7 @@ fn keep(
         origin: old.origin.clone(),
         uid: old.created_by,
         command: actor.command.to_owned(),
+        expires_ms: None,
     };
     let deleted_ms = keep_as.is_none().then(now_ms);
     let kept = branches::insert_as(

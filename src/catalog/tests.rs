@@ -68,6 +68,7 @@ fn new_branch(text: &str) -> NewBranch {
         origin: "empty".to_owned(),
         uid: 42,
         command: format!("create {text}"),
+        expires_ms: None,
     }
 }
 

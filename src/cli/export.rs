@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::mount::parse_duration;
 use super::snapshot::PassingBranch;
-use super::{output, requester};
+use super::{interrupt, output, requester};
 use crate::catalog::{BranchPoint, Store};
 use crate::export::{self, Archive, Directory, ExportError, Exported, Target, Watch};
 use crate::format::counted;
@@ -69,11 +69,7 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &ExportArgs, store: Store) -> Result<u8, Failure> {
-    let cancel = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // Without the handler the signal ends the process, and gc cleans up: as good, only later.
-        let _ = signal_hook::flag::register(signal, cancel.clone());
-    }
+    let cancel = interrupt::catch();
     // First what may be refused.
     let to_stdout = args.tar.as_deref() == Some(Path::new("-"));
     if to_stdout && args.json {

@@ -413,6 +413,7 @@ mod tests {
             origin: "import:/x".to_owned(),
             uid: 0,
             command: String::new(),
+            expires_ms: None,
         };
         store.catalog.finish_import(LayerId(1), LayerId(2), &new).unwrap();
         drop(lock);

@@ -19,6 +19,7 @@ mod host_fs;
 mod import;
 mod import_server;
 mod init;
+mod interrupt;
 mod log;
 mod metrics;
 mod mount;

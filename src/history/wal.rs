@@ -14,6 +14,7 @@ use crate::postgres::wal::{
 
 /// The file that asks Postgres for a recovery up to a target.
 const RECOVERY_SIGNAL: &str = "recovery.signal";
+const STANDBY_SIGNAL: &str = "standby.signal";
 /// The directory that WAL is restored from; goes once it was.
 pub const RESTORED_DIR: &str = "cowfs_wal";
 /// `restore_command` for it: Postgres runs it in the data directory.
@@ -147,6 +148,11 @@ pub fn bring_wal(copy: &Fs, from: &Wal, later: &[(&Fs, &Wal)]) -> Result<u64, Hi
         let source = sources.find_map(|(fs, wal)| Some((*fs, wal.segments.get(&number)?.as_str())));
         let name = Segment { timeline: from.timeline, number }.name(from.segment_bytes);
         bytes += put(copy, RESTORED_DIR, &name, source)?;
+    }
+    // A standby would wait for more WAL at the end of what there is.
+    match copy.unlink(Ino::ROOT, STANDBY_SIGNAL.as_bytes()) {
+        Ok(()) | Err(FsError::NotFound) => {}
+        Err(error) => return Err(failed("removing", STANDBY_SIGNAL)(error)),
     }
     put(copy, "", RECOVERY_SIGNAL, None)?;
     let synced = copy.sync_everything().map_err(failed("syncing", RESTORED_DIR));

@@ -144,6 +144,7 @@ pub fn import(
         origin,
         uid: request.uid,
         command: request.command.clone(),
+        expires_ms: None,
     })?;
     Ok(ImportReport {
         branch,

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::super::postgres::fork::like_the_parent;
 use super::super::snapshot::{PassingBranch, PassingState};
-use super::super::{failure, output};
+use super::super::{failure, interrupt, output};
 use super::here_or_there::require;
 use super::moment::Moment;
 use super::window::{States, sentence};
 use crate::branch::fork::Requester;
 use crate::branch::snapshot::branch_from_layer;
-use crate::catalog::{Actor, BranchName, BranchPoint, BranchRow, Store};
+use crate::catalog::{BranchName, BranchPoint, BranchRow, Store};
 use crate::format::LayerId;
 use crate::history::{History, HistoryError, RESTORE_COMMAND, RESTORED_DIR, Stretch, bring_wal};
 use crate::postgres::instance::Wishes;
@@ -59,6 +59,7 @@ impl At<'_> {
     /// Makes the branch.
     pub fn run(&self) -> Result<Reached, Failure> {
         let begin = Instant::now();
+        interrupt::catch();
         if self.store.catalog.branch(self.child).map_err(|e| failure::of_catalog(&e))?.is_some() {
             let name = self.child.clone();
             let exists = crate::catalog::CatalogError::BranchExists { name };
@@ -157,7 +158,7 @@ impl At<'_> {
     }
 
     fn make(&self, row: &BranchRow, layer: LayerId) -> Result<BranchRow, Failure> {
-        branch_from_layer(self.store, row, layer, self.child.clone(), self.by)
+        branch_from_layer(self.store, row, layer, self.child.clone(), None, self.by)
             .map_err(|error| failure::of_branch(&error))
     }
 
@@ -171,11 +172,10 @@ impl At<'_> {
         path: &[usize],
     ) -> Result<Replay, Failure> {
         let Some((&from, later)) = path.split_last() else { return Ok(Replay::TooEarly) };
-        let child = self.make(row, history.states[from].snapshot.layer)?;
-        // It goes by itself should this command die.
-        let child = PassingBranch::expiring(self.store, &child, self.by)?;
+        let layer = history.states[from].snapshot.layer;
+        let child = PassingBranch::called(self.store, row, layer, self.child.clone(), self.by)?;
         match self.replay_on(&child, states, from, later) {
-            Ok(Replay::Done(bytes)) => self.keep(&child).map(|()| Replay::Done(bytes)),
+            Ok(Replay::Done(bytes)) => child.keep(self.by).map(|()| Replay::Done(bytes)),
             other => {
                 child.delete()?;
                 other
@@ -203,6 +203,7 @@ impl At<'_> {
         };
         opened.close()?;
         let bytes = brought.map_err(of_history)?;
+        interrupt::go_on()?;
         let parent = require(self.store, self.parent)?;
         let wishes = Wishes { pg_bin: self.pg_bin.clone(), ..Wishes::default() };
         let mut wishes = like_the_parent(self.store, &parent, wishes);
@@ -239,13 +240,6 @@ impl At<'_> {
             ("lc_messages", "C".to_owned()),
         ];
         settings.map(|(name, value)| (name.to_owned(), value)).into()
-    }
-
-    /// Has the branch stay.
-    fn keep(&self, child: &PassingBranch<'_>) -> Result<(), Failure> {
-        let actor = Actor { uid: self.by.uid, command: &self.by.command };
-        let kept = self.store.catalog.set_expiry(child.row.id, None, actor);
-        kept.map(drop).map_err(|error| failure::of_catalog(&error))
     }
 }
 

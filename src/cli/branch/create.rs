@@ -242,7 +242,7 @@ pub(in crate::cli) fn fork(
     let row = require(store, &parent.branch)?;
     let snapshot = store.catalog.require_snapshot(&row, snapshot);
     let snapshot = snapshot.map_err(|error| failure::of_catalog(&error))?;
-    let made = branch_from_snapshot(store, &row, &snapshot, child.clone(), by);
+    let made = branch_from_snapshot(store, &row, &snapshot, child.clone(), None, by);
     made.map_err(|error| failure::of_branch(&error))?;
     Ok((0, u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX)))
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::branch::here_or_there::require;
 use super::mount::parse_duration;
 use super::snapshot::PassingBranch;
-use super::{failure, requester};
+use super::{failure, interrupt, requester};
 use crate::branch::fork::Requester;
 use crate::catalog::{BranchPoint, BranchRow, Store};
 use crate::diff::{self, DiffError, Difference, Exactness};
@@ -88,6 +88,7 @@ pub(in crate::cli) struct Side<'a> {
 
 pub(super) fn run(args: &DiffArgs, store: Store) -> Result<u8, Failure> {
     let store = Arc::new(store);
+    interrupt::catch();
     let by = requester();
     let (before, after) = sides(args, &store, &by)?;
     let shown = show(args, &store, &before, &after);
@@ -110,6 +111,7 @@ fn show(
     }
     let exactness = if args.exact { Exactness::Bytes } else { Exactness::Owners };
     let found = compare(before, after, exactness)?;
+    interrupt::go_on()?;
     if args.tables {
         return tables::show(&servers, &found, args.json);
     }

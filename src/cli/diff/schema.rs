@@ -5,8 +5,8 @@ use std::process::Stdio;
 
 use similar::TextDiff;
 
-use super::super::output;
 use super::super::postgres::reach::Server;
+use super::super::{interrupt, output};
 use super::servers::{Servers, databases};
 use crate::postgres::PostgresError;
 use crate::serve::Failure;
@@ -24,6 +24,7 @@ struct Schema {
 
 pub(super) fn show(servers: &Servers<'_>, json: bool) -> Result<(), Failure> {
     let before = servers.ask(servers.before, dump_all)?;
+    interrupt::go_on()?;
     let after = servers.ask(servers.after, dump_all)?;
     let names = (&servers.before.called, &servers.after.called);
     let mut all: Vec<&String> = before.keys().chain(after.keys()).collect();

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::super::branch::delete::{self, After};
 use super::super::branch::here_or_there::require;
-use super::super::failure;
 use super::super::postgres::bring_up::BringUp;
 use super::super::postgres::reach::Server;
 use super::super::postgres::stop;
+use super::super::{failure, interrupt};
 use super::PassingState;
 use crate::branch::fork::Requester;
 use crate::branch::snapshot::{branch_from_layer, branch_from_snapshot};
@@ -45,9 +45,10 @@ impl<'a> PassingBranch<'a> {
     ) -> Result<PassingBranch<'a>, Failure> {
         let state = PassingState::of(store, point, what, by)?;
         let child = name(what, &format!("{point} {}", state.snapshot.id))?;
-        let made = branch_from_snapshot(store, &state.branch, &state.snapshot, child, by);
+        let expires = Some(expires());
+        let made = branch_from_snapshot(store, &state.branch, &state.snapshot, child, expires, by);
         state.forget(store, by);
-        Self::expiring(store, &made.map_err(|error| failure::of_branch(&error))?, by)
+        Ok(PassingBranch { store, row: made.map_err(|error| failure::of_branch(&error))? })
     }
 
     /// One that stands on a layer below a branch.
@@ -59,25 +60,31 @@ impl<'a> PassingBranch<'a> {
         by: &Requester,
     ) -> Result<PassingBranch<'a>, Failure> {
         let child = name(what, &layer.dir_name())?;
-        let made = branch_from_layer(store, branch, layer, child, by);
-        Self::expiring(store, &made.map_err(|error| failure::of_branch(&error))?, by)
+        Self::called(store, branch, layer, child, by)
     }
 
-    /// A branch that was just made: it goes by itself should this command die.
-    pub fn expiring(
+    /// The same with a name that was chosen: if all goes well, it is to stay.
+    pub fn called(
         store: &'a Arc<Store>,
-        row: &BranchRow,
+        branch: &BranchRow,
+        layer: LayerId,
+        child: BranchName,
         by: &Requester,
     ) -> Result<PassingBranch<'a>, Failure> {
+        let made = branch_from_layer(store, branch, layer, child, Some(expires()), by);
+        Ok(PassingBranch { store, row: made.map_err(|error| failure::of_branch(&error))? })
+    }
+
+    /// Has it stay.
+    pub fn keep(self, by: &Requester) -> Result<(), Failure> {
         let actor = Actor { uid: by.uid, command: &by.command };
-        let expires = Some(now_ms() + EXPIRES_AFTER_MS);
-        let row = store.catalog.set_expiry(row.id, expires, actor);
-        Ok(PassingBranch { store, row: row.map_err(|error| failure::of_catalog(&error))? })
+        let kept = self.store.catalog.set_expiry(self.row.id, None, actor);
+        kept.map(drop).map_err(|error| failure::of_catalog(&error))
     }
 
     /// Starts Postgres on it.
     pub fn start(&self, wishes: &Wishes, timeout: Duration) -> Result<Server, Failure> {
-        let (store, row, interrupted) = (&**self.store, &self.row, || false);
+        let (store, row, interrupted) = (&**self.store, &self.row, interrupt::caught);
         let up = BringUp { store, row, wishes, timeout, interrupted: &interrupted }.run()?;
         Ok(up.server)
     }
@@ -111,6 +118,10 @@ impl Opened {
         self.fs.finish().map_err(|error| crate::serve::failure::of_fs(&error))?;
         self.branch.close().map_err(|error| failure::of_branch(&error))
     }
+}
+
+fn expires() -> i64 {
+    now_ms() + EXPIRES_AFTER_MS
 }
 
 /// A name that nobody has.
