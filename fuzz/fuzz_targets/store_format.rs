@@ -1,23 +1,3 @@
-//! `FORMAT`, the file by which a store is known.
 #![no_main]
 
-use cowfs::catalog::{CatalogError, Store, StoreError};
-use cowfs_fuzz::with_scratch;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|data: &[u8]| {
-    with_scratch(|dir| {
-        std::fs::write(dir.join("FORMAT"), data).expect("FORMAT");
-        let error = Store::open(dir).err().expect("there is no catalog");
-        match error {
-            StoreError::DamagedFormat { .. } => {}
-            StoreError::UnknownVersion { found, .. } => assert_ne!(found, 1),
-            // What is accepted says what a store says.
-            StoreError::Catalog(CatalogError::Missing { .. }) => {
-                let text = String::from_utf8_lossy(data);
-                assert!(text.contains("magic") && text.contains('1'), "{text}");
-            }
-            other => panic!("{other}"),
-        }
-    });
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| cowfs_fuzz::store_format::run(data));

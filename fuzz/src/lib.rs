@@ -1,5 +1,16 @@
-//! What the targets share: bytes whose checksums are made right, so that a mutation of a real file
+//! The fuzz targets, and what they share: bytes whose checksums are made right, so that a mutation of a real file
 //! reaches the code behind the checksum, and a directory to put files in.
+
+pub mod control_file;
+pub mod control_message;
+pub mod control_socket;
+pub mod data_directory;
+pub mod index;
+pub mod journal;
+pub mod mountinfo;
+pub mod owner_map;
+pub mod replay;
+pub mod store_format;
 
 use std::path::Path;
 

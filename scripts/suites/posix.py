@@ -86,7 +86,7 @@ class Fsx:
 class StressNg:
     """Every stressor of the class filesystem, with its own verification, one after the other."""
 
-    name, places = "stress-ng", (HOST, BRANCH)
+    name, places = "stress-ng", (HOST, BRANCH, FORK, FORKED)
     #: Not about the directory they are given: they need devices, or (io) sync every mount of the machine.
     LEFT_OUT = ("io", "io-uring", "sync-file", "iomix", "binderfs", "bind-mount", "procfs", "ioprio", "eventfd")
 
