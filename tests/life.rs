@@ -310,6 +310,36 @@ fn mount_an_export_is_the_tree_and_needs_no_store() {
 }
 
 #[test]
+fn mount_an_export_takes_no_space_where_the_host_shares_blocks() {
+    use std::os::unix::fs::FileExt;
+    let Some(scene) = Scene::on_xfs() else { return };
+    let main = at(&scene, "main");
+    fs::write(main.join("big"), vec![7; 48 << 20]).unwrap();
+    scene.run(&["snapshot", "create", "main@s"]).ok();
+    // Of two layers, and with an end that fills no block.
+    let big = fs::File::options().write(true).open(main.join("big")).unwrap();
+    big.write_all_at(&vec![8; 1 << 20], 4 << 20).unwrap();
+    big.write_all_at(b"end", 48 << 20).unwrap();
+    big.sync_all().unwrap();
+    let xfs = scene.temp.path().join("xfs");
+    let free = || {
+        let stat = nix::sys::statvfs::statvfs(&xfs).unwrap();
+        stat.blocks_free() * stat.fragment_size()
+    };
+    let before = free();
+    let said = json(&scene, &["export", "main", xfs.join("out").to_str().unwrap()]);
+    assert!(said["shared_bytes"].as_u64().unwrap() >= 48 << 20, "{said}");
+    let took = before.saturating_sub(free());
+    assert!(took < 8 << 20, "{took} bytes for a copy that shares its blocks");
+    assert!(fs::read(xfs.join("out/big")).unwrap() == fs::read(main.join("big")).unwrap());
+    // Writing to the one leaves the other as it was.
+    fs::write(xfs.join("out/big"), "mine").unwrap();
+    assert_eq!(fs::metadata(main.join("big")).unwrap().len(), (48 << 20) + 3);
+    drop(big);
+    scene.run(&["check", "--read-data"]).ok();
+}
+
+#[test]
 fn mount_an_export_of_a_running_postgres_starts_without_cowfs() {
     let Some(scene) = PostgresScene::with_cluster("") else { return };
     scene.run(&["start", "main"]).ok();

@@ -104,6 +104,37 @@ fn mount_any_moment_between_two_snapshots_can_be_reached() {
 }
 
 #[test]
+fn mount_a_moment_of_a_standby_is_a_database_of_its_own() {
+    let Some(scene) = Scene::with_cluster("") else { return };
+    scene.run(&["start", "main"]).ok();
+    scene.sql("main", "CREATE TABLE t (n int)");
+    let url = scene.run(&["url", "main"]).ok();
+    scene.run(&["import", "--from-server", &url, "--standby", "--as", "replica"]).ok();
+    scene.run(&["start", "replica"]).ok();
+    let caught_up = |rows: &str| {
+        for _ in 0..200 {
+            if scene.sql("replica", "SELECT count(*) FROM t") == rows {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the replica does not follow");
+    };
+    insert(&scene, 1);
+    caught_up("1");
+    // A standby is consistent as of its last restartpoint's end and what it has replayed since.
+    scene.run(&["snapshot", "create", "replica@first"]).ok();
+    let moment = now(&scene);
+    insert(&scene, 2);
+    caught_up("2");
+    let args = ["branch", "create", "then", "--from", "replica", "--at", &moment];
+    scene.run(&args).ok();
+    assert_eq!(rows(&scene, "then"), "1");
+    insert(&scene, 3);
+    caught_up("3");
+}
+
+#[test]
 fn mount_wal_that_is_gone_and_a_restore_end_what_can_be_reached() {
     let Some(scene) = Scene::with_cluster("max_wal_size = '32MB'\nmin_wal_size = '32MB'\n") else {
         return;

@@ -96,6 +96,27 @@ impl Scene {
         Some(Scene::within(temp, "small/store"))
     }
 
+    /// With the store on an XFS of its own, which shares blocks (reflink), below `xfs`.
+    pub fn on_xfs() -> Option<Scene> {
+        if !possible() {
+            return None;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let (image, dir) = (temp.path().join("xfs.img"), temp.path().join("xfs"));
+        fs::create_dir(&dir).unwrap();
+        // The least that mkfs.xfs takes is 300 MB.
+        fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
+        let Ok(made) = Command::new("mkfs.xfs").arg("-q").arg(&image).output() else {
+            println!("skipped: needs mkfs.xfs (package xfsprogs)");
+            return None;
+        };
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let mounted = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&dir).output();
+        let mounted = mounted.unwrap();
+        assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+        Some(Scene::within(temp, "xfs/store"))
+    }
+
     fn within(temp: tempfile::TempDir, store: &str) -> Scene {
         let root = temp.path().canonicalize().unwrap();
         let scene = Scene { store: root.join(store), dir: root.join("dir"), temp };
