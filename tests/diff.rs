@@ -85,6 +85,13 @@ fn mount_a_diff_names_what_was_written() {
     let over = json.as_array().unwrap().iter().find(|one| one["path"] == "over").unwrap();
     assert_eq!((&over["change"], &over["written_bytes"]), (&"modified".into(), &16384.into()));
 
+    // What somebody did before is still the last that can be taken back.
+    scene.run(&["branch", "create", "doomed", "--empty"]).ok();
+    scene.run(&["branch", "delete", "doomed"]).ok();
+    scene.run(&["diff", "main", "kid"]).ok();
+    let undo = scene.run(&["undo", "--dry-run"]).ok();
+    assert!(undo.contains("doomed"), "{undo}");
+
     // Nothing of it stays, and nothing of it was written to the branches.
     let listed = scene.run(&["branch", "list"]).ok();
     assert!(!listed.contains("diff-"), "{listed}");

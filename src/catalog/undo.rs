@@ -1,6 +1,6 @@
 //! Taking back what the operation log says was done.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::branches::{self, BranchRow};
@@ -56,7 +56,7 @@ pub struct Undone {
 
 impl Catalog {
     /// The newest operation that can be taken back, of one branch if it is named (as it was called
-    /// then).
+    /// then). If of none the data is still there, the newest all the same: taking that back says so.
     pub fn last_undoable(
         &self,
         branch: Option<&BranchName>,
@@ -65,12 +65,20 @@ impl Catalog {
             let sql = format!(
                 "SELECT {} FROM operations
                  WHERE undo IS NOT NULL AND undone_by IS NULL AND (?1 IS NULL OR branch = ?1)
-                 ORDER BY id DESC LIMIT 1",
+                 ORDER BY id DESC",
                 oplog::COLUMNS
             );
             let name = branch.map(BranchName::as_str);
-            let found = connection.prepare_cached(&sql)?.query_row([name], oplog::from_row);
-            found.optional()?.map(with_undo).transpose()
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut newest = None;
+            for row in statement.query_map([name], oplog::from_row)? {
+                let (operation, undo) = with_undo(row?)?;
+                if is_there(connection, &undo)? {
+                    return Ok(Some((operation, undo)));
+                }
+                newest.get_or_insert((operation, undo));
+            }
+            Ok(newest)
         })
     }
 
@@ -121,6 +129,16 @@ impl Catalog {
             Ok(Undone { operation, row })
         })
     }
+}
+
+/// Whether what an undo needs was not purged.
+fn is_there(connection: &Connection, undo: &Undo) -> Result<bool, CatalogError> {
+    let branch = match undo {
+        Undo::Delete { branch } | Undo::Rename { branch, .. } => branch,
+        Undo::Rehead { kept, .. } => kept,
+    };
+    let mut there = connection.prepare_cached("SELECT 1 FROM branches WHERE id = ?")?;
+    Ok(there.exists([branch.0])?)
 }
 
 fn with_undo(operation: OperationRow) -> Result<(OperationRow, Undo), CatalogError> {

@@ -112,6 +112,17 @@ pub fn check(
         branches.retain(|branch| branch.name == *only);
     }
     report.branches = branches.len();
+    for row in &branches {
+        let Some(begins) = row.begins else { continue };
+        // A chain that cannot be followed is told of below.
+        let stands = |chain: Vec<LayerRow>| chain.iter().any(|layer| layer.id == begins);
+        if store.catalog.chain(row.head).is_ok_and(|chain| !stands(chain)) {
+            let (name, layer) = (&row.name, begins.dir_name());
+            let problem =
+                format!("branch {name} does not stand on layer {layer}, with which it began");
+            report.damaged(store.catalog.path(), problem);
+        }
+    }
     let mut chains = Vec::new();
     for (who, top) in states(store, branches, options.branch.is_none())? {
         match store.catalog.chain(top) {
