@@ -463,9 +463,9 @@ fn mount_with_a_catalog_that_contradicts_itself() {
             damaged.others_go_on();
         });
     }
-    with_catalog(&damaged, "PRAGMA user_version = 4", || {
+    with_catalog(&damaged, "PRAGMA user_version = 5", || {
         let Served::Refused(error) = damaged.served() else { panic!("a future catalog is served") };
-        assert!(error.contains("catalog") && error.contains("version 3"), "{error}");
+        assert!(error.contains("catalog") && error.contains("version 4"), "{error}");
         assert_eq!(damaged.check().code, 1, "a newer version is not damage");
     });
     with_catalog(&damaged, "UPDATE branches SET begins = 777", || {

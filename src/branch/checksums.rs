@@ -166,3 +166,16 @@ pub fn add_checksums(
     }
     Ok(())
 }
+
+/// Makes the damaged checksums of a layer again where they cannot be relied on; false if that has
+/// to wait, because somebody else is at it, or the layer has no sound index.
+pub fn remake_checksums(store: &Arc<Store>, layer: LayerId) -> Result<bool, BranchError> {
+    let data = data_files(Arc::new(HostStorage), store);
+    let row = store.catalog.layer(layer)?.ok_or(BranchError::LayerMissing { layer })?;
+    if let Some(dir) = &row.adopted_from
+        && let Some(index) = open_index(&data, layer, IndexFile::Own)?
+    {
+        data.adopt(layer, dir.clone(), index);
+    }
+    Ok(sums::remake(&data, layer)? == Made::Now)
+}

@@ -52,11 +52,7 @@ impl Branch {
         crash_point(Point::CloseFinalized);
         let open = self.view().open.clone();
         let _durable = open.sync_all()?;
-        open.log.discard_volatile().map_err(|source| BranchError::Host {
-            what: "removing the volatile log of",
-            path: self.data.layer_dir(open.id),
-            source,
-        })?;
+        open.leave()?;
         crash_point(Point::CloseSettled);
         Ok(())
     }

@@ -34,11 +34,7 @@ pub fn create_from(
     let layer = OpenLayer::empty((head, 0), data, host.boot_id, Box::new(|| Ok(())));
     write_root(&layer, Record::Inode(Box::new(root_directory(by.uid))))?;
     crash_point(Point::CreateRootWritten);
-    layer.log.discard_volatile().map_err(|source| BranchError::Host {
-        what: "removing",
-        path: store.layer_dir(head),
-        source,
-    })?;
+    layer.leave()?;
     crash_point(Point::CreateLogSettled);
     let new = new_branch(name, origin.to_owned(), by);
     let row = store.catalog.create_branch(&new, NewLayer { id: head, parent: None })?;

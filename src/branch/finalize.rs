@@ -286,6 +286,10 @@ fn sync_contents(layer: &OpenLayer, data: &DataFiles) -> Result<(), BranchError>
     }
     // The journal belongs to another process; the index will take its place, so only data counts.
     for file in layer.all_files() {
+        // There is nothing to make durable; the index says what was there, and reads say the rest.
+        if file.damage().is_some() {
+            continue;
+        }
         let sync = || -> io::Result<()> {
             if let Some(host) = file.existing_host(data)? {
                 host.sync_data()?;

@@ -50,6 +50,16 @@ pub enum BranchError {
         /// The layer.
         layer: LayerId,
     },
+    /// A branch's open layer was sealed, says the disk; the catalog does not know of it.
+    #[error(
+        "layer {layer:012x} is open, says the catalog, but it was sealed and has an index: the \
+         catalog is older than the layer",
+        layer = layer.0
+    )]
+    HeadSealed {
+        /// The layer.
+        layer: LayerId,
+    },
     /// A record names an inode number that no branch gets to.
     #[error(
         "branch {name} would have to go on at inode number {next}: one of its layers is damaged"

@@ -69,8 +69,22 @@ impl Branch {
     ) -> Result<Arc<Branch>, BranchError> {
         let boot_id = host.boot_id;
         let data = data_files(host.storage.clone(), &store);
+        if mode == OpenMode::ReadWrite {
+            store.catalog.require_current()?;
+        }
         let chain = store.catalog.chain(row.head)?;
-        let view = Arc::new(load_view(&store, &data, boot_id, &chain)?);
+        let view = match head_is_sealed(&data, row.head) {
+            false => load_view(&store, &data, boot_id, &chain)?,
+            true if mode == OpenMode::ReadWrite => {
+                return Err(BranchError::HeadSealed { layer: row.head });
+            }
+            true => {
+                let error = BranchError::HeadSealed { layer: row.head };
+                tracing::error!(%error, "shown as it was when that layer was sealed");
+                sealed_view(&store, &data, boot_id, &chain)?
+            }
+        };
+        let view = Arc::new(view);
         let next_ino = next_ino(&view, &row)?;
         let settled = match mode {
             OpenMode::ReadWrite => {
@@ -122,20 +136,7 @@ impl Branch {
         let host = Host::real()?;
         let data = data_files(host.storage.clone(), &store);
         let chain = store.catalog.chain(layer)?;
-        let (frozen, sealed) = load_sealed(&store, &data, host.boot_id, &chain)?;
-        let open_depth = chain.first().map_or(0, |layer| layer.depth + 1);
-        // Nothing is ever written to it.
-        let nowhere = (LayerId(0), open_depth);
-        let first_use = first_use(&store, LayerId(0));
-        let view = View {
-            generation: 0,
-            open: Arc::new(OpenLayer::empty(nowhere, data.clone(), host.boot_id, first_use)),
-            open_parent: Some(layer),
-            open_depth,
-            frozen,
-            sealed: Arc::new(sealed),
-            data: data.clone(),
-        };
+        let view = sealed_view(&store, &data, host.boot_id, &chain)?;
         Ok(Arc::new(Branch {
             store,
             row,
@@ -197,6 +198,28 @@ pub(super) fn load_view(
     })
 }
 
+/// Stacks the sealed layers of `chain` (newest first), with nothing to write to on top.
+fn sealed_view(
+    store: &Arc<Store>,
+    data: &Arc<DataFiles>,
+    boot_id: [u8; 16],
+    chain: &[LayerRow],
+) -> Result<View, BranchError> {
+    let (frozen, sealed) = load_sealed(store, data, boot_id, chain)?;
+    let open_depth = chain.first().map_or(0, |layer| layer.depth + 1);
+    let nowhere = (LayerId(0), open_depth);
+    let first_use = first_use(store, LayerId(0));
+    Ok(View {
+        generation: 0,
+        open: Arc::new(OpenLayer::empty(nowhere, data.clone(), boot_id, first_use)),
+        open_parent: chain.first().map(|layer| layer.id),
+        open_depth,
+        frozen,
+        sealed: Arc::new(sealed),
+        data: data.clone(),
+    })
+}
+
 type Loaded = (Vec<Arc<OpenLayer>>, Vec<SealedPart>);
 
 fn load_sealed(
@@ -252,6 +275,14 @@ fn check_present(data: &DataFiles, row: &LayerRow) -> Result<(), BranchError> {
         return Err(BranchError::LayerMissing { layer: row.id });
     }
     Ok(())
+}
+
+/// Whether the layer was sealed, whatever the catalog says: a layer gets an index after that, and
+/// is never open again. Taken for an open one it would have no records, and its data files would
+/// look like leftovers.
+fn head_is_sealed(data: &DataFiles, head: LayerId) -> bool {
+    let there = |which: IndexFile| data.storage.metadata(&which.path(data, head)).is_ok();
+    there(IndexFile::Own) || there(IndexFile::Merged)
 }
 
 /// The first inode number that no layer mentions.

@@ -150,6 +150,20 @@ pub enum CatalogError {
         /// What is wrong with it.
         problem: Damage,
     },
+    /// Commits that were made are missing.
+    #[error(
+        "{} is older than the store: {noted} commits were made, and it holds {commits}; it, or its \
+         log beside it, was damaged, removed, or replaced by an older copy",
+        .path.display()
+    )]
+    WentBack {
+        /// The file.
+        path: PathBuf,
+        /// Commits that it holds.
+        commits: u64,
+        /// Commits that were made, at least.
+        noted: u64,
+    },
     /// A catalog is there already.
     #[error("{} exists already", .path.display())]
     AlreadyExists {

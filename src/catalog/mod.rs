@@ -22,6 +22,7 @@ pub mod snapshots;
 pub mod store;
 pub mod undo;
 mod wal;
+pub mod witness;
 
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,7 @@ pub use rehead::ReheadPlan;
 pub use snapshot_name::{BranchPoint, PointError, SnapshotName, SnapshotPoint};
 pub use snapshots::{NewSnapshot, SnapshotPlan, SnapshotRow};
 pub use store::{Store, StoreError, default_store_dir};
+use witness::Noted;
 
 use crate::io::crash::{Point, crash_point};
 
@@ -72,6 +74,7 @@ impl Catalog {
         configure(&connection)?;
         schema::create(&connection)?;
         wal::extend(&connection, path)?;
+        witness::raise(path, 0);
         Ok(Catalog { connection: Mutex::new(connection), path: path.to_owned() })
     }
 
@@ -91,8 +94,26 @@ impl Catalog {
         &self.path
     }
 
+    /// Refuses a catalog that holds fewer commits than were made: what it says about layers is
+    /// true of an earlier moment, and must not be acted upon.
+    pub fn require_current(&self) -> Result<(), CatalogError> {
+        let noted = witness::read(&self.path);
+        self.read(|connection| self.require_reaches(noted, schema::commits(connection)?))
+    }
+
+    /// `commits` must have been read after `noted`.
+    fn require_reaches(&self, noted: Noted, commits: u64) -> Result<(), CatalogError> {
+        match noted {
+            Noted::Commits(noted) if noted > commits => {
+                Err(CatalogError::WentBack { path: self.path.clone(), commits, noted })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Copies the whole write-ahead log into the database and begins it anew, if nobody is reading.
     pub fn checkpoint(&self) -> Result<(), CatalogError> {
+        self.require_current()?;
         let connection = self.connection.lock();
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         wal::extend(&connection, &self.path)
@@ -100,6 +121,7 @@ impl Catalog {
 
     /// Keeps the write-ahead log short and commits quick: for a process that serves, now and then.
     pub fn tend_log(&self) -> Result<(), CatalogError> {
+        self.require_current()?;
         if !wal::needs_care(&self.connection.lock(), &self.path)? {
             return Ok(());
         }
@@ -149,11 +171,16 @@ impl Catalog {
         work: impl FnOnce(&Transaction<'_>) -> Result<T, CatalogError>,
     ) -> Result<T, CatalogError> {
         let mut connection = self.connection.lock();
+        let noted = witness::read(&self.path);
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        self.require_reaches(noted, schema::commits(&transaction)?)?;
         let value = work(&transaction)?;
+        let commits = schema::count_commit(&transaction)?;
         crash_point(Point::CatalogUncommitted);
         transaction.commit()?;
         crash_point(Point::CatalogCommitted);
+        witness::raise(&self.path, commits);
+        crash_point(Point::CatalogNoted);
         wal::shorten(&connection, &self.path, wal::BYTES_MAX);
         Ok(value)
     }
@@ -161,6 +188,10 @@ impl Catalog {
 
 impl Drop for Catalog {
     fn drop(&mut self) {
+        // What a damaged log still holds after its damage must not be thrown away.
+        if self.require_current().is_err() {
+            return;
+        }
         wal::shorten(self.connection.get_mut(), &self.path, wal::BYTES_AT_END);
     }
 }

@@ -10,7 +10,7 @@ use super::CatalogError;
 const APPLICATION_ID: i64 = 0x636f_7766;
 
 /// The version of the tables below. A higher one is refused.
-pub const SCHEMA_VERSION: i64 = 3;
+pub const SCHEMA_VERSION: i64 = 4;
 
 /// Branch ids are never reused (AUTOINCREMENT), because lock and socket files carry them. Layer
 /// ids are random and chosen by the caller. Depth is stored so that a walk down a chain proves
@@ -81,7 +81,26 @@ CREATE TABLE operations (
     undo       TEXT,
     undone_by  INTEGER REFERENCES operations (id)
 ) STRICT;
+
+CREATE TABLE commits (
+    only   INTEGER PRIMARY KEY CHECK (only = 1),
+    count  INTEGER NOT NULL CHECK (count >= 0)
+) STRICT;
+INSERT INTO commits VALUES (1, 0);
 ";
+
+/// How many transactions have changed the catalog; see [`witness`](super::witness).
+pub(super) fn commits(connection: &Connection) -> Result<u64, CatalogError> {
+    let mut statement = connection.prepare_cached("SELECT count FROM commits")?;
+    Ok(statement.query_row([], |row| row.get(0))?)
+}
+
+/// Counts a transaction that is about to be committed.
+pub(super) fn count_commit(connection: &Connection) -> Result<u64, CatalogError> {
+    let mut statement =
+        connection.prepare_cached("UPDATE commits SET count = count + 1 RETURNING count")?;
+    Ok(statement.query_row([], |row| row.get(0))?)
+}
 
 /// Writes the tables and the marks into an empty database.
 pub(super) fn create(connection: &Connection) -> Result<(), CatalogError> {

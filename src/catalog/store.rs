@@ -94,6 +94,9 @@ struct Format {
     version: u64,
 }
 
+/// A new branch's first layer has a journal of one frame (its root directory) before its row.
+const ROOT_JOURNAL_BYTES_MAX: u64 = 512;
+
 /// An open store.
 ///
 /// As long as it is open, this process holds a shared lock on `FORMAT`: see [`Store::while_alone`].
@@ -244,6 +247,16 @@ impl Store {
     /// The directory of a layer.
     pub fn layer_dir(&self, id: LayerId) -> PathBuf {
         self.layers_dir().join(id.dir_name())
+    }
+
+    /// Whether a directory of a layer holds more than a layer has whose row was never written: then
+    /// the catalog has known it, whatever it says now.
+    pub fn holds_contents(dir: &Path) -> bool {
+        let files = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
+        dir.join("index").exists()
+            || dir.join("merged").exists()
+            || dir.join("journal").metadata().is_ok_and(|meta| meta.len() > ROOT_JOURNAL_BYTES_MAX)
+            || files(dir.join("data")).any(|group| files(group.path()).next().is_some())
     }
 
     /// Locks, sockets and other volatile files.

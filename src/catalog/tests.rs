@@ -525,11 +525,11 @@ fn marking_a_layer_used_is_idempotent() {
 fn future_foreign_and_missing_files_are_refused_by_name() {
     let place = Place::new();
     place.empty_branch("main", 1);
-    place.raw("PRAGMA user_version = 4");
+    place.raw("PRAGMA user_version = 5");
     let future = Catalog::open(&place.path).err().unwrap();
-    assert!(matches!(future, CatalogError::UnknownVersion { found: 4, supported: 3, .. }));
-    assert!(future.to_string().contains("version 3"), "{future}");
-    place.raw("PRAGMA user_version = 3; PRAGMA application_id = 5");
+    assert!(matches!(future, CatalogError::UnknownVersion { found: 5, supported: 4, .. }));
+    assert!(future.to_string().contains("version 4"), "{future}");
+    place.raw("PRAGMA user_version = 4; PRAGMA application_id = 5");
     let foreign = Catalog::open(&place.path).err().unwrap();
     assert!(matches!(foreign, CatalogError::Foreign { .. }), "{foreign}");
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use super::mend::Mend;
 use crate::catalog::{LayerRow, LayerState, Store};
 use crate::format::index::Index;
 use crate::format::sums::{SumExtent, Sums, cut_extents, granule_sum, owned_stretches};
-use crate::format::{FormatError, GRANULE_BYTES, Ino};
+use crate::format::{GRANULE_BYTES, Ino};
+use crate::io::host::open_plain;
 use crate::io::sys;
 
 /// Bytes read at once of files without checksums.
@@ -28,13 +30,10 @@ pub(super) fn check_contents(
     report: &mut Report,
 ) {
     let dir = store.layer_dir(row.id);
-    let sums = match open_sums(&dir.join("sums"), row) {
-        Ok(sums) => sums,
-        Err(problem) => {
-            report.mendable(dir.join("sums"), problem, Mend::RemoveSums);
-            None
-        }
-    };
+    let (sums, problem) = open_sums(&dir.join("sums"), row);
+    if let Some(problem) = problem {
+        report.mendable(dir.join("sums"), problem, Mend::RemakeSums);
+    }
     let Some(index) = open_index(&dir.join("index")) else {
         if read_data {
             read_all(&dir.join("data"), progress, report);
@@ -50,34 +49,63 @@ pub(super) fn check_contents(
         return;
     }
     let layer = Contents { dir: &dir, row, index: &index };
-    match &sums {
-        Some(sums) => layer.compare(sums, progress, report),
-        None => layer.read(&stretches, progress, report),
+    let mut compared = Vec::new();
+    if let Some(sums) = &sums {
+        compared = layer.compare(sums, progress, report);
+    }
+    layer.read(&without(&stretches, &compared), progress, report);
+}
+
+/// What of `stretches` lies in none of `extents`; both ascend.
+fn without(stretches: &[SumExtent], extents: &[SumExtent]) -> Vec<SumExtent> {
+    let end_of = |extent: &SumExtent| u64::from(extent.start) + u64::from(extent.len);
+    let mut left = Vec::new();
+    for stretch in stretches {
+        let before = |extent: &SumExtent| {
+            (extent.file, end_of(extent)) <= (stretch.file, u64::from(stretch.start))
+        };
+        let first = extents.partition_point(before);
+        let mut at = u64::from(stretch.start);
+        let mut add = |from: u64, to: u64| {
+            if from < to {
+                left.push(SumExtent { start: from as u32, len: (to - from) as u32, ..*stretch });
+            }
+        };
+        for extent in extents.iter().skip(first) {
+            if extent.file != stretch.file || u64::from(extent.start) >= end_of(stretch) {
+                break;
+            }
+            add(at, u64::from(extent.start));
+            at = end_of(extent);
+        }
+        add(at, end_of(stretch));
+    }
+    left
+}
+
+/// The checksums of a layer, as far as they can be relied on, and what is wrong with their file.
+fn open_sums(path: &Path, row: &LayerRow) -> (Option<Sums>, Option<String>) {
+    let map = || open_plain(path).and_then(|file| sys::map_immutable(&file));
+    let mapped = match map() {
+        Ok(mapped) => mapped,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return (None, None),
+        Err(error) => return (None, Some(error.to_string())),
+    };
+    match Sums::open(Box::new(mapped)) {
+        Ok(sums) if sums.layer() != row.id => (None, Some("checksums of another layer".into())),
+        Ok(sums) => {
+            let problem = sums.extents().find_map(Result::err).map(|error| error.to_string());
+            (Some(sums), problem)
+        }
+        Err(error) => {
+            let left = map().ok().and_then(|map| Sums::open_damaged(Box::new(map), row.id));
+            (left, Some(error.to_string()))
+        }
     }
 }
 
-fn open_sums(path: &Path, row: &LayerRow) -> Result<Option<Sums>, String> {
-    let map = match File::open(path).and_then(|file| sys::map_immutable(&file)) {
-        Ok(map) => map,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
-    };
-    let verify = || -> Result<Sums, FormatError> {
-        let sums = Sums::open(Box::new(map))?;
-        if sums.layer() != row.id {
-            let what = "checksums of another layer";
-            return Err(FormatError::Corrupt { what, offset: 16 });
-        }
-        for extent in sums.extents() {
-            extent?;
-        }
-        Ok(sums)
-    };
-    verify().map(Some).map_err(|error| error.to_string())
-}
-
 fn open_index(path: &Path) -> Option<Index> {
-    let map = File::open(path).and_then(|file| sys::map_immutable(&file)).ok()?;
+    let map = open_plain(path).and_then(|file| sys::map_immutable(&file)).ok()?;
     Index::open(Box::new(map)).ok()
 }
 
@@ -97,11 +125,18 @@ impl Contents<'_> {
         }
     }
 
-    fn compare(&self, sums: &Sums, progress: &mut dyn FnMut(u64), report: &mut Report) {
+    /// Compares all contents that have a checksum; returns where they lie.
+    fn compare(
+        &self,
+        sums: &Sums,
+        progress: &mut dyn FnMut(u64),
+        report: &mut Report,
+    ) -> Vec<SumExtent> {
         let mut reader = Reader::default();
-        for found in sums.extents() {
-            // Damage in the file was reported when it was opened.
-            let Ok((extent, expected)) = found else { return };
+        let mut compared = Vec::new();
+        // Damage in the file was reported when it was opened.
+        for (extent, expected) in sums.sound_extents() {
+            compared.push(extent);
             let path = self.path(extent.file);
             let bytes = match reader.extent(&path, extent) {
                 Ok(bytes) => bytes,
@@ -123,14 +158,16 @@ impl Contents<'_> {
             }
             progress(u64::from(extent.len) * GRANULE_BYTES);
         }
+        compared
     }
 
+    /// Reads contents that have no checksum: whether that works is all that can be told of them.
     fn read(&self, stretches: &[SumExtent], progress: &mut dyn FnMut(u64), report: &mut Report) {
         let mut reader = Reader::default();
         for extent in cut_extents(stretches.iter().copied()) {
             let path = self.path(extent.file);
-            match reader.extent(&path, extent) {
-                Ok(bytes) => report.unverified_bytes += bytes.len() as u64,
+            match reader.data_of(&path, extent) {
+                Ok(bytes) => report.unverified_bytes += bytes,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => report.damaged(path, format!("cannot be read: {error}")),
             }
@@ -151,7 +188,7 @@ impl Reader {
     fn extent(&mut self, path: &Path, extent: SumExtent) -> io::Result<&[u8]> {
         let file = match self.open.take() {
             Some((at, file)) if at == path => file,
-            _ => File::open(path)?,
+            _ => open_plain(path)?,
         };
         self.buf.clear();
         self.buf.resize(extent.len as usize * GRANULE_BYTES as usize, 0);
@@ -166,6 +203,28 @@ impl Reader {
         }
         self.open = Some((path.to_owned(), file));
         Ok(&self.buf)
+    }
+}
+
+impl Reader {
+    /// Reads what the host holds of an extent; returns how many bytes that are. Holes are zeros,
+    /// and can be nothing else.
+    fn data_of(&mut self, path: &Path, extent: SumExtent) -> io::Result<u64> {
+        let end = (u64::from(extent.start) + u64::from(extent.len)) * GRANULE_BYTES;
+        let mut at = u64::from(extent.start) * GRANULE_BYTES;
+        let file = open_plain(path)?;
+        let mut done = 0;
+        while at < end {
+            let seek = |whence| sys::seek(file.as_fd(), at, whence);
+            let Some(data) = seek(libc::SEEK_DATA)?.filter(|data| *data < end) else { break };
+            let hole = sys::seek(file.as_fd(), data, libc::SEEK_HOLE)?.unwrap_or(end).min(end);
+            let start = data / GRANULE_BYTES;
+            let len = hole.div_ceil(GRANULE_BYTES) - start;
+            self.extent(path, SumExtent { start: start as u32, len: len as u32, ..extent })?;
+            done += len * GRANULE_BYTES;
+            at = (start + len) * GRANULE_BYTES;
+        }
+        Ok(done)
     }
 }
 
@@ -194,7 +253,7 @@ fn find_leaks(data: &Path, index: &Index, owned: &BTreeSet<Ino>, report: &mut Re
 fn read_all(data: &Path, progress: &mut dyn FnMut(u64), report: &mut Report) {
     let mut buf = vec![0; READ_BYTES];
     for (_, path) in data_files(data) {
-        let Ok(file) = File::open(&path) else { continue };
+        let Ok(file) = open_plain(&path) else { continue };
         let mut at = 0;
         loop {
             match file.read_at(&mut buf, at) {

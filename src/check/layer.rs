@@ -1,22 +1,21 @@
 //! One layer: its logs, its indexes, its data files.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use super::mend::Mend;
-use super::{Report, adopted};
+use super::{Report, adopted, journal};
 use crate::catalog::{LayerRow, LayerState, Store};
 use crate::format::index::Index;
 use crate::format::journal::{FrameReader, LogHeader, LogKind, Record};
 use crate::format::{FileKind, FileLayout, FormatError, GRANULE_BYTES, Ino, InodeRecord, OwnedRun};
-use crate::io::host::boot_id;
+use crate::io::host::{boot_id, open_plain, read_plain};
 use crate::io::sys;
 
 /// How often a log that looks damaged is read, and the time in between.
-const READS_MAX: u32 = 5;
-const REREAD_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const READS_MAX: u32 = 5;
+pub(super) const REREAD_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) fn check_layer(store: &Store, row: &LayerRow, report: &mut Report) {
     let dir = store.layer_dir(row.id);
@@ -32,6 +31,11 @@ pub(super) fn check_layer(store: &Store, row: &LayerRow, report: &mut Report) {
         );
         return;
     }
+    if has_index {
+        require_sealed(&index, row, report);
+    } else {
+        journal::check_data_files(store, row, report);
+    }
     check_merged(store, &dir.join("merged"), row, report);
     for name in ["index.tmp", "merged.tmp", "sums.tmp"] {
         let path = dir.join(name);
@@ -39,6 +43,20 @@ pub(super) fn check_layer(store: &Store, row: &LayerRow, report: &mut Report) {
             report.leftover(path, "left behind by an interrupted write", Mend::RemoveTemporary);
         }
     }
+}
+
+/// A layer gets an index after it was sealed.
+fn require_sealed(index: &Path, row: &LayerRow, report: &mut Report) {
+    if row.state == LayerState::Open {
+        let problem = "the layer was sealed, and the catalog says that it is open: the catalog is \
+                       older than the layer";
+        report.damaged(index, problem);
+    }
+}
+
+/// Whether it is a file that can hold contents.
+pub(super) fn is_regular(meta: &std::fs::Metadata) -> bool {
+    meta.file_type().is_file()
 }
 
 /// A merged index says what the indexes of the layers below it say: it may go if it is damaged.
@@ -53,7 +71,7 @@ fn check_merged(store: &Store, path: &Path, row: &LayerRow, report: &mut Report)
 /// Whether there is that log; damage in it is reported.
 fn check_log(path: &Path, kind: LogKind, row: &LayerRow, report: &mut Report) -> bool {
     for attempts_left in (0..READS_MAX).rev() {
-        let bytes = match std::fs::read(path) {
+        let bytes = match read_plain(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
             Err(error) => {
@@ -64,7 +82,7 @@ fn check_log(path: &Path, kind: LogKind, row: &LayerRow, report: &mut Report) ->
         let Err(error) = verify_log(&bytes, kind, row) else { return true };
         // A log that is begun anew while it is read looks damaged; a damaged one stays as it is.
         std::thread::sleep(REREAD_PAUSE);
-        if attempts_left == 0 || std::fs::read(path).is_ok_and(|now| now == bytes) {
+        if attempts_left == 0 || read_plain(path).is_ok_and(|now| now == bytes) {
             report.damaged(path, error);
             return true;
         }
@@ -102,13 +120,15 @@ fn inode_of(record: &Record) -> Ino {
         Record::Forget(ino) | Record::NextIno(ino) => *ino,
         Record::Layout(delta) => delta.ino,
         Record::Dirent { dir, .. } => *dir,
+        Record::Length { ino, .. } => *ino,
+        Record::Closed { .. } => Ino(0),
     }
 }
 
 /// Whether there is an index; damage in it is reported. `own`: it is the layer's own, so its
 /// claims are held against the layer's data files.
 fn check_index(store: &Store, path: &Path, row: &LayerRow, report: &mut Report, own: bool) -> bool {
-    let map = match File::open(path).and_then(|file| sys::map_immutable(&file)) {
+    let map = match open_plain(path).and_then(|file| sys::map_immutable(&file)) {
         Ok(map) => map,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
         Err(error) => {
@@ -183,6 +203,7 @@ fn check_data_file(
     report.data_files += 1;
     let needed = (u64::from(last) * GRANULE_BYTES).min(record.size);
     match std::fs::symlink_metadata(&path) {
+        Ok(meta) if !is_regular(&meta) => report.damaged(path, "it is no regular file"),
         Ok(meta) if meta.len() < needed => {
             let len = meta.len();
             report.damaged(path, format!("it has {len} bytes; the index claims {needed}"));

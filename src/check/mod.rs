@@ -4,13 +4,16 @@
 
 mod adopted;
 mod contents;
+mod journal;
 mod layer;
 pub mod mend;
 mod names;
+mod strangers;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::catalog::witness::{self, Noted};
 use crate::catalog::{BranchName, BranchRow, CatalogError, LayerRow, LayerState, Store};
 use crate::format::LayerId;
 
@@ -18,6 +21,7 @@ use crate::format::LayerId;
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Finding {
     /// The file or directory at fault.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// What is wrong with it.
     pub problem: String,
@@ -25,6 +29,18 @@ pub struct Finding {
     pub branches: Vec<String>,
     /// What would mend it without a risk for data, if anything does.
     pub mend: Option<mend::Mend>,
+    /// The layer that it is about, if it is about one.
+    #[serde(skip)]
+    pub layer: Option<LayerId>,
+}
+
+/// JSON knows no names that are not UTF-8.
+fn lossy<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
+}
+
+fn all_lossy<S: serde::Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
 }
 
 /// What to look at.
@@ -59,6 +75,9 @@ pub struct Report {
     pub damage: Vec<Finding>,
     /// What is superfluous, and harmless.
     pub leftovers: Vec<Finding>,
+    /// Files among those of the layers that cowfs has not made. Nobody reads them.
+    #[serde(serialize_with = "all_lossy")]
+    pub strangers: Vec<PathBuf>,
     #[serde(skip)]
     affected: BTreeMap<LayerId, BTreeSet<String>>,
     #[serde(skip)]
@@ -69,7 +88,7 @@ impl Report {
     fn finding(&self, path: PathBuf, problem: String, mend: Option<mend::Mend>) -> Finding {
         let branches = self.current.and_then(|layer| self.affected.get(&layer));
         let branches = branches.into_iter().flatten().cloned().collect();
-        Finding { path, problem, branches, mend }
+        Finding { path, problem, branches, mend, layer: self.current }
     }
 
     fn damaged(&mut self, path: impl Into<PathBuf>, problem: impl std::fmt::Display) {
@@ -85,6 +104,10 @@ impl Report {
     ) {
         let finding = self.finding(path.into(), problem.to_string(), Some(mend));
         self.damage.push(finding);
+    }
+
+    fn stranger(&mut self, path: PathBuf) {
+        self.strangers.push(path);
     }
 
     fn leftover(&mut self, path: impl Into<PathBuf>, problem: &str, mend: mend::Mend) {
@@ -104,9 +127,7 @@ pub fn check(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Report, CatalogError> {
     let mut report = Report::default();
-    for problem in store.catalog.self_check()? {
-        report.damaged(store.catalog.path(), problem);
-    }
+    check_catalog(store, &mut report)?;
     let mut branches = store.catalog.branches()?;
     if let Some(only) = &options.branch {
         branches.retain(|branch| branch.name == *only);
@@ -138,7 +159,27 @@ pub fn check(
     let sound = check_layers(store, options, progress, &mut report)?;
     check_trees(store, &chains, &sound, &mut report);
     report.current = None;
+    if options.branch.is_none() {
+        strangers::check_layers_dir(store, &mut report)?;
+    }
     Ok(report)
+}
+
+/// The catalog itself, and whether it is as young as the store.
+fn check_catalog(store: &Store, report: &mut Report) -> Result<(), CatalogError> {
+    let path = store.catalog.path();
+    for problem in store.catalog.self_check()? {
+        report.damaged(path, problem);
+    }
+    match store.catalog.require_current() {
+        Err(error @ CatalogError::WentBack { .. }) => report.damaged(path, error),
+        other => other?,
+    }
+    if witness::read(path) == Noted::Damaged {
+        let problem = "it does not say how many commits were made";
+        report.mendable(witness::path_of(path), problem, mend::Mend::RemoveNote);
+    }
+    Ok(())
 }
 
 /// All that the store promises to keep: the branches with their snapshots and, if `with_deleted`,

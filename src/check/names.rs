@@ -9,6 +9,7 @@ use crate::catalog::{LayerRow, Store};
 use crate::format::index::Index;
 use crate::format::journal::{FrameReader, LogHeader, Record};
 use crate::format::{DirentTarget, FileKind, FormatError, Ino, InodeRecord};
+use crate::io::host::{open_plain, read_plain};
 use crate::io::sys;
 
 /// Findings of one kind that are spelled out; more are counted.
@@ -66,7 +67,7 @@ impl Tree {
     /// Adds what the next older layer says and no newer one has said.
     fn put_below(&mut self, dir: &Path) -> Result<(), String> {
         // The index first: a layer that is finalized just now loses its journal after it has one.
-        let journal = std::fs::read(dir.join("journal"));
+        let journal = read_plain(&dir.join("journal"));
         if let Some(index) = open_index(&dir.join("index"))? {
             return self.put_index(&index).map_err(|error| format!("index: {error}"));
         }
@@ -99,7 +100,10 @@ impl Tree {
                     Record::Dirent { dir, name, target } => {
                         names.insert((dir, name.into_boxed_slice()), target);
                     }
-                    Record::Layout(_) | Record::NextIno(_) => {}
+                    Record::Layout(_)
+                    | Record::NextIno(_)
+                    | Record::Length { .. }
+                    | Record::Closed { .. } => {}
                 }
             }
         }
@@ -219,7 +223,7 @@ fn count_problem(ino: Ino, known: &Known) -> Option<String> {
 }
 
 fn open_index(path: &Path) -> Result<Option<Index>, String> {
-    let map = match std::fs::File::open(path).and_then(|file| sys::map_immutable(&file)) {
+    let map = match open_plain(path).and_then(|file| sys::map_immutable(&file)) {
         Ok(map) => map,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("index: {error}")),

@@ -1,10 +1,12 @@
 //! `cowfs check`: verifies a store.
 
+use std::error::Error;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{failure, output};
-use crate::branch::checksums::add_checksums;
+use crate::branch::checksums::{add_checksums, remake_checksums};
 use crate::catalog::{BranchName, Store};
 use crate::check::{self, Finding, Options, Report, mend};
 use crate::format::counted;
@@ -12,6 +14,8 @@ use crate::serve::Failure;
 
 /// Branches that a finding names; more are counted.
 const BRANCHES_SHOWN: usize = 5;
+/// Files that are not cowfs's, by name; more are counted.
+const STRANGERS_SHOWN: usize = 10;
 
 /// Verify the store: catalog, checksums, ownership against data files, names
 ///
@@ -50,7 +54,7 @@ struct Outcome<'a> {
     #[serde(flatten)]
     report: &'a Report,
     /// Paths that `--repair` mended.
-    mended: Vec<&'a std::path::Path>,
+    mended: Vec<std::borrow::Cow<'a, str>>,
 }
 
 pub(super) fn run(args: &CheckArgs, store: Store) -> Result<u8, Failure> {
@@ -77,10 +81,11 @@ pub(super) fn run(args: &CheckArgs, store: Store) -> Result<u8, Failure> {
     let report = check::check(&store, &options, &mut |bytes| bar.inc(bytes))
         .map_err(|error| failure::of_catalog(&error))?;
     bar.finish_and_clear();
-    let mended = if args.repair { repair(&report) } else { Vec::new() };
+    let mended = if args.repair { repair(&store, &report) } else { Vec::new() };
     let left = report.damage.iter().filter(|finding| !mended.contains(&finding.path.as_path()));
     let left = left.count();
     if args.json {
+        let mended = mended.iter().map(|path| path.to_string_lossy()).collect();
         output::print_json(&Outcome { report: &report, mended })?;
     } else {
         output::print(&text(args, &report, &mended, left));
@@ -89,18 +94,19 @@ pub(super) fn run(args: &CheckArgs, store: Store) -> Result<u8, Failure> {
 }
 
 /// Mends what can be mended; says of each what it does before it does it.
-fn repair(report: &Report) -> Vec<&std::path::Path> {
+fn repair<'a>(store: &Arc<Store>, report: &'a Report) -> Vec<&'a Path> {
     let mut mended = Vec::new();
     let unmendable = report.damage.iter().any(|finding| finding.mend.is_none());
     for finding in report.damage.iter().chain(&report.leftovers) {
         let Some(way) = finding.mend else { continue };
-        let path = finding.path.display();
-        if unmendable && way != mend::Mend::RemoveSums {
+        let path = output::path(&finding.path);
+        // It may be the last to know something. Checksums that are kept go on telling of rot.
+        if unmendable && way != mend::Mend::RemakeSums {
             eprintln!("{path}: kept, because other damage cannot be mended");
             continue;
         }
         eprintln!("{path}: {} - {}", finding.problem, way.effect());
-        match mend::mend(finding) {
+        match mend_one(store, finding, way) {
             Ok(true) => mended.push(finding.path.as_path()),
             Ok(false) => eprintln!("{path}: kept, because it may be in use"),
             Err(error) => eprintln!("{path}: kept: {error}"),
@@ -109,7 +115,18 @@ fn repair(report: &Report) -> Vec<&std::path::Path> {
     mended
 }
 
-fn text(args: &CheckArgs, report: &Report, mended: &[&std::path::Path], left: usize) -> String {
+fn mend_one(
+    store: &Arc<Store>,
+    finding: &Finding,
+    way: mend::Mend,
+) -> Result<bool, Box<dyn Error>> {
+    match (way, finding.layer) {
+        (mend::Mend::RemakeSums, Some(layer)) => Ok(remake_checksums(store, layer)?),
+        _ => Ok(mend::mend(finding)?),
+    }
+}
+
+fn text(args: &CheckArgs, report: &Report, mended: &[&Path], left: usize) -> String {
     use std::fmt::Write;
     let mut text = String::new();
     for finding in &report.damage {
@@ -138,6 +155,13 @@ fn text(args: &CheckArgs, report: &Report, mended: &[&std::path::Path], left: us
             output::bytes(report.unverified_bytes)
         );
     }
+    for path in report.strangers.iter().take(STRANGERS_SHOWN) {
+        let _ = writeln!(text, "{}: not a file of cowfs; nobody reads it", output::path(path));
+    }
+    let more = report.strangers.len().saturating_sub(STRANGERS_SHOWN);
+    if more > 0 {
+        let _ = writeln!(text, "and {} more that cowfs has not made", counted(more, "file"));
+    }
     let leftovers = report.leftovers.len()
         - report.leftovers.iter().filter(|f| mended.contains(&f.path.as_path())).count();
     if leftovers > 0 {
@@ -152,8 +176,8 @@ fn pronoun(count: usize) -> &'static str {
     if count == 1 { "it" } else { "them" }
 }
 
-fn sentence(finding: &Finding, mended: &[&std::path::Path]) -> String {
-    let mut text = format!("{}: {}", finding.path.display(), finding.problem);
+fn sentence(finding: &Finding, mended: &[&Path]) -> String {
+    let mut text = format!("{}: {}", output::path(&finding.path), finding.problem);
     if !finding.branches.is_empty() {
         let shown: Vec<&str> =
             finding.branches.iter().take(BRANCHES_SHOWN).map(String::as_str).collect();

@@ -1,6 +1,5 @@
 //! `cowfs dump`: prints the files of a layer readably.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -13,6 +12,7 @@ use crate::format::sums::Sums;
 use crate::format::{
     DirentTarget, FileLayout, FormatError, InodeRecord, LayerId, OwnedRun, Timestamp,
 };
+use crate::io::host::open_plain;
 use crate::io::sys;
 use crate::serve::Failure;
 
@@ -48,7 +48,7 @@ pub(super) fn run(
     let mut damaged = false;
     for path in files {
         let mut out = Printer { json: args.json, path: &path };
-        let bytes = match File::open(&path).and_then(|file| sys::map_immutable(&file)) {
+        let bytes = match open_plain(&path).and_then(|file| sys::map_immutable(&file)) {
             Ok(bytes) => bytes,
             // A layer that was just finalized has lost its journal meanwhile.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -59,7 +59,7 @@ pub(super) fn run(
         };
         if let Err(error) = dump(bytes, &mut out) {
             damaged = true;
-            eprintln!("{}: {error}", path.display());
+            eprintln!("{}: {error}", output::path(&path));
         }
     }
     Ok(if damaged { 3 } else { 0 })
@@ -149,6 +149,10 @@ fn dump_record(record: &Record, out: &mut Printer<'_>) {
         Record::Forget(ino) => out.record("forget", json!({ "ino": ino.0 })),
         Record::Dirent { dir, name, target } => dump_name(dir.0, name, *target, out),
         Record::NextIno(ino) => out.record("next-inode", json!({ "ino": ino.0 })),
+        Record::Length { ino, bytes } => {
+            out.record("length", json!({ "ino": ino.0, "bytes": bytes }));
+        }
+        Record::Closed { files } => out.record("closed", json!({ "files": files })),
         Record::Layout(delta) => {
             let added: Vec<_> = delta.added.iter().map(|r| json!([r.start, r.end])).collect();
             let limit = |granule: u32| (granule != u32::MAX).then_some(granule);
@@ -167,12 +171,18 @@ fn dump_record(record: &Record, out: &mut Printer<'_>) {
 }
 
 fn dump_name(dir: u64, name: &[u8], target: DirentTarget, out: &mut Printer<'_>) {
-    let name = String::from_utf8_lossy(name);
+    let mut fields = json!({ "dir": dir, "name": String::from_utf8_lossy(name) });
+    let Some(object) = fields.as_object_mut() else { return };
+    if std::str::from_utf8(name).is_err() {
+        let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+        object.insert("name_hex".to_owned(), json!(hex));
+    }
     match target {
-        DirentTarget::Whiteout => out.record("whiteout", json!({ "dir": dir, "name": name })),
+        DirentTarget::Whiteout => out.record("whiteout", fields),
         DirentTarget::Link { ino, kind } => {
-            let kind = format!("{kind:?}").to_lowercase();
-            out.record("name", json!({ "dir": dir, "name": name, "ino": ino.0, "kind": kind }));
+            object.insert("ino".to_owned(), json!(ino.0));
+            object.insert("kind".to_owned(), json!(format!("{kind:?}").to_lowercase()));
+            out.record("name", fields);
         }
     }
 }

@@ -61,6 +61,8 @@ pub(super) struct Report {
     leftovers: usize,
     /// Such directories that stay because they are young.
     young_leftovers: usize,
+    /// Such directories that stay because they hold contents: the catalog has known them.
+    unknown_layers: usize,
     /// Bytes on disk.
     bytes: u64,
     /// Bytes that only deleted branches need that can come back still.
@@ -89,6 +91,8 @@ pub(super) fn collect(
     dry_run: bool,
 ) -> Result<Report, Failure> {
     let mut report = Report { dry_run, ..Report::default() };
+    // What an older catalog does not reach may be what the lost commits kept.
+    store.catalog.require_current().map_err(|error| failure::of_catalog(&error))?;
     let turn = if dry_run { None } else { Some(take_turn(store)?) };
     if turn.is_some() {
         crash_point(Point::GcLocked);
@@ -148,6 +152,10 @@ pub(super) fn sentence(report: &Report) -> String {
     if report.young_leftovers > 0 {
         text.push_str(&counted(report.young_leftovers, "leftover"));
         text.push_str(" younger than ten minutes kept: a running command may need it\n");
+    }
+    if report.unknown_layers > 0 {
+        text.push_str(&counted(report.unknown_layers, "layer"));
+        text.push_str(" with contents kept that the catalog does not know; see `cowfs check`\n");
     }
     text
 }
@@ -257,6 +265,7 @@ fn remove_leftovers(store: &Store, now: bool, report: &mut Report) -> Result<(),
     let alone = alone.map_err(|error| failure::of_store(&error))?;
     let found = alone.unwrap_or_else(|| doom(store, dry_run, GRACE))?;
     report.young_leftovers = found.young;
+    report.unknown_layers = found.unknown;
     for dir in found.doomed {
         report.bytes += disk_usage(&dir);
         report.leftovers += 1;
@@ -271,6 +280,7 @@ fn remove_leftovers(store: &Store, now: bool, report: &mut Report) -> Result<(),
 struct Leftovers {
     doomed: Vec<PathBuf>,
     young: usize,
+    unknown: usize,
 }
 
 /// Finds the leftovers that are at least `grace` old and (but in a dry run) renames them.
@@ -297,6 +307,10 @@ fn doom(store: &Store, dry_run: bool, grace: Duration) -> Result<Leftovers, Fail
         }
         if age(&path).is_none_or(|age| age < grace) {
             found.young += 1;
+            continue;
+        }
+        if Store::holds_contents(&path) {
+            found.unknown += 1;
             continue;
         }
         if dry_run {

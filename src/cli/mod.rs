@@ -150,9 +150,9 @@ pub fn main() -> ExitCode {
         Ok(0) if output::lost() => ExitCode::from(1),
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("Error: {}", failure.message);
+            eprintln!("Error: {}", output::message(&failure.message));
             if let Some(hint) = &failure.hint {
-                eprintln!("Hint: {hint}");
+                eprintln!("Hint: {}", output::message(hint));
             }
             ExitCode::from(failure.exit_code)
         }

@@ -1,6 +1,9 @@
 //! What several commands print in the same way.
 
+use std::fmt::Write as _;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::serve::Failure;
@@ -36,6 +39,33 @@ pub(super) fn lost() -> bool {
 /// ECMA-48: the cursor to the first column of the first line, and nothing below it.
 pub(super) const CLEAR_SCREEN: &str = "\x1b[H\x1b[J";
 
+/// A path as one line of text: control characters (a name may hold line ends, and sequences that a
+/// terminal obeys) and what is no UTF-8 are shown as escapes.
+pub(super) fn path(path: &Path) -> String {
+    let mut shown = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        shown.push_str(&plain(chunk.valid(), char::is_control));
+        for byte in chunk.invalid() {
+            // Writing to a String cannot fail.
+            let _ = write!(shown, "\\x{byte:02x}");
+        }
+    }
+    shown
+}
+
+/// A message of several lines without anything that a terminal would obey.
+pub(super) fn message(text: &str) -> String {
+    plain(text, |c| c.is_control() && c != '\n')
+}
+
+fn plain(text: &str, hidden: impl Fn(char) -> bool) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if hidden(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
 /// `value` as JSON.
 pub(super) fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
     match serde_json::to_string_pretty(value) {
@@ -69,6 +99,19 @@ pub(super) fn time_ms(ms: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+
+    #[test]
+    fn a_path_is_one_line_that_no_terminal_obeys() {
+        let shown = |bytes: &[u8]| super::path(Path::new(OsStr::from_bytes(bytes)));
+        assert_eq!(shown("/a/ü b".as_bytes()), "/a/ü b");
+        assert_eq!(shown(b"\x1b[31mx\nsound; all is well"), "\\u{1b}[31mx\\nsound; all is well");
+        assert_eq!(shown(b"a\x80\xffb\xc2\x9b"), "a\\x80\\xffb\\u{9b}");
+        assert_eq!(super::message("two\nlines\x07"), "two\nlines\\u{7}");
+    }
+
     #[test]
     fn times_are_rfc_3339() {
         assert_eq!(super::time(1_700_000_000_123), "2023-11-14T22:13:20Z");

@@ -47,6 +47,9 @@ pub enum FormatError {
         /// Where, in bytes from the start of the file (of a log: from the end of its header).
         offset: u64,
     },
+    /// Something else than a file lies there.
+    #[error("{0}")]
+    NotAFile(std::io::Error),
     /// A frame of a log is damaged although later ones are intact: this is no torn tail.
     #[error(
         "damaged frame at offset {offset} after the log's header: \

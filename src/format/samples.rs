@@ -121,6 +121,8 @@ pub fn record() -> impl Strategy<Value = Record> {
         }),
         delta().prop_map(Record::Layout),
         any::<u64>().prop_map(|ino| Record::NextIno(Ino(ino))),
+        any::<(u64, u64)>().prop_map(|(ino, bytes)| Record::Length { ino: Ino(ino), bytes }),
+        any::<u64>().prop_map(|files| Record::Closed { files }),
     ]
 }
 

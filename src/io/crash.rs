@@ -60,6 +60,7 @@ points! {
     CreateMarked = "create.marked", "Its layer counts as used.";
     CatalogUncommitted = "catalog.uncommitted", "A transaction has done its work, and is not committed.";
     CatalogCommitted = "catalog.committed", "A transaction is committed.";
+    CatalogNoted = "catalog.noted", "The number of commits is noted beside the catalog.";
     WalCopied = "wal.copied", "The catalog's log is copied into the database, and not emptied.";
     WalEmptied = "wal.emptied", "It is empty.";
     WalHalfExtended = "wal.half_extended", "Some of the zeros after the log are written.";
@@ -130,6 +131,7 @@ points! {
     CloseSynced = "close.synced", "At an unmount, everything is synced.";
     CloseReaped = "close.reaped", "Unlinked data files are removed.";
     CloseFinalized = "close.finalized", "Nothing is frozen any more.";
+    LeaveNoted = "leave.noted", "The lengths of the data files end the journal; the volatile log is still there.";
     CloseSettled = "close.settled", "The volatile log is removed: an orderly end.";
     SumsCreated = "sums.created", "The temporary file for a layer's checksums exists.";
     SumsWritten = "sums.written", "The checksums are in it.";

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -29,6 +29,31 @@ pub fn boot_id() -> io::Result<[u8; 16]> {
     u128::from_str_radix(&digits, 16)
         .map(u128::to_be_bytes)
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Opens a file of a store for reading: a regular file, not what somebody has put in its place. A
+/// link is not followed, and a FIFO not waited for; both, like everything else that is not a
+/// regular file, are refused with `InvalidData`.
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    open_plain_with(OpenOptions::new().read(true), path)
+}
+
+/// Reads a whole file of a store; see [`open_plain`].
+pub fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_plain(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn open_plain_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let refused = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    let opened = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP) => refused("a symbolic link, not a regular file"),
+        Some(libc::EISDIR | libc::ENXIO) => refused("not a regular file"),
+        _ => error,
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(refused("not a regular file")) }
 }
 
 fn convert(meta: &std::fs::Metadata) -> HostMetadata {
@@ -122,8 +147,6 @@ impl Storage for HostStorage {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn HostFile>> {
         let mut options = OpenOptions::new();
         options.read(true).write(access != Access::Read).mode(0o600);
-        // Never follow a symbolic link that somebody put in the place of a data file.
-        options.custom_flags(libc::O_NOFOLLOW);
         match access {
             Access::Read | Access::ReadWrite => {}
             Access::Create => {
@@ -133,7 +156,7 @@ impl Storage for HostStorage {
                 options.create(true).truncate(true);
             }
         }
-        Ok(Arc::new(RealFile(options.open(path)?)))
+        Ok(Arc::new(RealFile(open_plain_with(&mut options, path)?)))
     }
 
     fn open_foreign(&self, path: &Path) -> io::Result<Arc<dyn HostFile>> {
@@ -145,8 +168,7 @@ impl Storage for HostStorage {
             Ok(file) => File::from(file),
             // Before Linux 5.6 and in some sandboxes: the last component at least is no link.
             Err(Errno::ENOSYS | Errno::EPERM) => {
-                let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-                OpenOptions::new().read(true).custom_flags(flags).open(path)?
+                return Ok(Arc::new(RealFile(open_plain(path)?)));
             }
             Err(errno) => return Err(errno.into()),
         };
@@ -180,7 +202,7 @@ impl Storage for HostStorage {
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        std::fs::read(path)
+        read_plain(path)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {

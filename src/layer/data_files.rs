@@ -35,6 +35,8 @@ pub struct DataFiles {
     entries_synced: Mutex<HashSet<PathBuf>>,
     /// Checksums of the sealed layers that were read from; `None` where there are none.
     pub(super) sums: RwLock<HashMap<LayerId, Option<Arc<Sums>>>>,
+    /// Layers of whose damaged checksums the log was told.
+    pub(super) sums_told: Mutex<HashSet<LayerId>>,
 }
 
 impl DataFiles {
@@ -51,6 +53,7 @@ impl DataFiles {
             adopted: RwLock::default(),
             entries_synced: Mutex::default(),
             sums: RwLock::default(),
+            sums_told: Mutex::default(),
         })
     }
 
@@ -162,13 +165,9 @@ impl DataFiles {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Err(LayerError::DataTooShort { layer, path, end: 0, wanted: 1 })
             }
-            Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
-                let source = io::Error::other(format!("{} is a symbolic link", path.display()));
-                Err(LayerError::Host { layer, what: "opening", source })
-            }
             Err(e) => {
                 let what = "opening a data file of a sealed layer";
-                Err(LayerError::host(layer, what)(e))
+                Err(LayerError::opening(layer, what, &path)(e))
             }
         }
     }

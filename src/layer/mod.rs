@@ -3,6 +3,7 @@
 pub mod borrowed;
 pub mod data_files;
 pub mod holes;
+mod leave;
 pub mod log;
 pub mod names;
 pub mod open;
@@ -17,9 +18,9 @@ pub mod sums;
 pub mod sync;
 pub mod write;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::format::{Ino, LayerId};
+use crate::format::{FormatError, Ino, LayerId};
 
 /// What can go wrong inside a layer.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +43,7 @@ pub enum LayerError {
         /// The file with the damage.
         path: PathBuf,
         /// What is wrong with it.
-        source: crate::format::FormatError,
+        source: FormatError,
     },
     /// Contents of a sealed layer are not what they were when their checksum was made.
     #[error(
@@ -88,6 +89,22 @@ pub enum LayerError {
 }
 
 impl LayerError {
+    /// A file of the layer could not be opened or read.
+    pub(crate) fn opening(
+        layer: LayerId,
+        what: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(std::io::Error) -> LayerError {
+        move |source| match source.kind() {
+            // Something else has been put in its place.
+            std::io::ErrorKind::InvalidData => {
+                let source = FormatError::NotAFile(source);
+                LayerError::Damaged { layer, path: path.to_owned(), source }
+            }
+            _ => LayerError::Host { layer, what, source },
+        }
+    }
+
     pub(crate) fn host(
         layer: LayerId,
         what: &'static str,

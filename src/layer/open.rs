@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::LayerError;
 use super::data_files::DataFiles;
+use super::leave::Left;
 use super::log::{FirstUse, Log, LogEnd, Ticket};
 use super::names::Names;
 use super::open_file::OpenFile;
@@ -51,6 +52,8 @@ pub struct OpenLayer {
     files: RwLock<HashMap<Ino, Arc<OpenFile>>>,
     doomed: Mutex<Vec<Doomed>>,
     ino_last: AtomicU64,
+    /// How the layer was left, if it was left in order; see [`super::leave`].
+    pub(super) left: Option<Left>,
 }
 
 impl OpenLayer {
@@ -85,6 +88,7 @@ impl OpenLayer {
             files: RwLock::default(),
             doomed: Mutex::default(),
             ino_last: AtomicU64::new(0),
+            left: None,
         }
     }
 
@@ -192,6 +196,8 @@ impl OpenLayer {
             Record::NextIno(ino) => {
                 self.ino_last.fetch_max(ino.0.saturating_sub(1), Ordering::Relaxed);
             }
+            // What is said about the data files, not about the files.
+            Record::Length { .. } | Record::Closed { .. } => {}
         }
     }
 

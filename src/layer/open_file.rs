@@ -1,8 +1,8 @@
 //! What an open layer knows of one regular file that it touched.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -66,6 +66,7 @@ pub struct OpenFile {
     pub layout_ticket: AtomicU64,
     /// A cut that took place and that the volatile log could not be told of yet.
     pub unlogged: Mutex<Option<LayoutDelta>>,
+    damage: OnceLock<String>,
     pending: Mutex<Pending>,
     pinned: Mutex<Option<Arc<dyn HostFilePin>>>,
 }
@@ -112,6 +113,7 @@ impl OpenFile {
             entry_durable: AtomicBool::new(false),
             layout_ticket: AtomicU64::new(0),
             unlogged: Mutex::new(None),
+            damage: OnceLock::new(),
             pending: Mutex::default(),
             pinned: Mutex::new(None),
         }
@@ -130,8 +132,30 @@ impl OpenFile {
         self.ownership.read().size
     }
 
+    /// Declares the data file to be other than the records say; `what` names it. The file keeps
+    /// its `size`, and nobody gets at its contents any more: neither zeros in the place of what is
+    /// lost, nor a new end that would make it look whole.
+    pub fn set_damage(&self, what: String, size: u64) {
+        tracing::error!("{what}");
+        self.ownership.write().size = size;
+        let _ = self.damage.set(what);
+    }
+
+    /// What is wrong with the data file.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.get().map(String::as_str)
+    }
+
+    fn require_undamaged(&self) -> io::Result<()> {
+        match self.damage() {
+            None => Ok(()),
+            Some(what) => Err(io::Error::new(io::ErrorKind::InvalidData, what)),
+        }
+    }
+
     /// The data file, made if it is missing.
     pub fn host(&self, data: &DataFiles) -> io::Result<Arc<dyn HostFilePin>> {
+        self.require_undamaged()?;
         if let Some(pinned) = &*self.pinned.lock() {
             return Ok(pinned.clone());
         }
@@ -140,6 +164,7 @@ impl OpenFile {
 
     /// The data file, or `None` while nothing was ever written.
     pub fn existing_host(&self, data: &DataFiles) -> io::Result<Option<Arc<dyn HostFilePin>>> {
+        self.require_undamaged()?;
         if let Some(pinned) = &*self.pinned.lock() {
             return Ok(Some(pinned.clone()));
         }

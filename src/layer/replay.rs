@@ -1,5 +1,6 @@
 //! An open (or frozen) layer brought back from its journal and volatile log.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,17 +8,21 @@ use std::sync::atomic::Ordering;
 
 use super::LayerError;
 use super::data_files::DataFiles;
+use super::leave::Left;
 use super::log::{FirstUse, LogEnd};
 use super::open::OpenLayer;
+use super::open_file::OpenFile;
 use crate::format::id::granules_spanned;
 use crate::format::journal::{FrameReader, LogHeader, LogKind, Record};
-use crate::format::{FormatError, Ino, LayerId, LayoutDelta};
+use crate::format::{FormatError, GRANULE_BYTES, Ino, LayerId, LayoutDelta};
 pub use crate::io::host::boot_id;
 
 #[derive(Default)]
 struct Replayed {
     frames: Vec<Vec<Record>>,
     end: LogEnd,
+    /// What the last frame says if the layer was left in order.
+    lengths: Option<HashMap<Ino, u64>>,
 }
 
 /// Reads one log; a missing file counts as empty, and so does a volatile log of another boot than
@@ -34,7 +39,7 @@ fn read_log(
     let bytes = match data.storage.read(&path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(nothing),
-        Err(e) => return Err(LayerError::host(layer, "reading a log")(e)),
+        Err(e) => return Err(LayerError::opening(layer, "reading a log", &path)(e)),
     };
     if is_unfinished(&bytes) {
         // The power went before the first sync of this file: nothing in it was ever promised.
@@ -54,13 +59,15 @@ fn read_log(
     let body = bytes.get(LogHeader::BYTES..).unwrap_or_default();
     let mut reader = FrameReader::new(body, 1);
     let (mut frames, mut sequence, mut valid) = (Vec::new(), 1, LogHeader::BYTES as u64);
+    let mut lengths = None;
     for frame in reader.by_ref() {
         let frame = frame.map_err(damaged)?;
+        lengths = frame.lengths_at_close();
         sequence = frame.sequence + 1;
         valid = frame.end + LogHeader::BYTES as u64;
         frames.push(frame.records);
     }
-    Ok(Replayed { frames, end: LogEnd { bytes: valid, sequence } })
+    Ok(Replayed { frames, end: LogEnd { bytes: valid, sequence }, lengths })
 }
 
 /// A log that was created but whose header never reached the disk.
@@ -95,13 +102,18 @@ pub fn replay(
     let journal = read_log(data, layer, "journal", LogKind::Journal, boot_id)?;
     let volatile = read_log(data, layer, "volatile", LogKind::Volatile, boot_id)?;
     let ends = (journal.end, volatile.end);
-    let open = OpenLayer::resume((layer, depth), data.clone(), boot_id, ends, first_use);
+    let mut open = OpenLayer::resume((layer, depth), data.clone(), boot_id, ends, first_use);
     for record in journal.frames.iter().flatten() {
         open.apply(record, 0);
     }
     restore_unsynced(&open, volatile.frames);
+    // With a volatile log the layer was taken up again after it was left.
+    let taken_up = data.storage.metadata(&data.layer_dir(layer).join("volatile")).is_ok();
+    if let Some(lengths) = journal.lengths.filter(|_| !taken_up) {
+        open.left = Some(Left { ticket: open.log.last_ticket(), lengths });
+    }
     for file in open.all_files() {
-        settle_size(&open, data, file.ino)?;
+        settle_size(&open, &file)?;
     }
     Ok(open)
 }
@@ -145,18 +157,35 @@ fn restore_unsynced(open: &OpenLayer, frames: Vec<Vec<Record>>) {
 /// Takes the size from the data file, and drops ownership that the data file no longer backs:
 /// of a file that was cut, and whose record was lost with the power. What lower layers hold past
 /// the new end is left to [`super::write::Target::settle`], which knows them.
-fn settle_size(open: &OpenLayer, data: &DataFiles, ino: Ino) -> Result<(), LayerError> {
-    let Some(file) = open.file(ino) else { return Ok(()) };
-    let len = match data.storage.metadata(&data.path(open.id, ino)) {
-        Ok(meta) => meta.len,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
-        Err(e) => return Err(LayerError::host(open.id, "reading the size of a data file")(e)),
-    };
-    let end = granules_spanned(len);
+///
+/// In a layer that was left in order nothing was lost: another length is damage.
+fn settle_size(open: &OpenLayer, file: &OpenFile) -> Result<(), LayerError> {
+    let found = open.data_length(file.ino)?;
+    let len = found.unwrap_or(0);
+    let left = open.left.as_ref().and_then(|left| left.lengths.get(&file.ino));
+    if let Some(left) = left.filter(|left| **left != len) {
+        let path = open.data.path(open.id, file.ino);
+        let what = format!(
+            "{} has {len} bytes; it had {left} when the branch was unmounted",
+            path.display()
+        );
+        file.set_damage(what, *left);
+        return Ok(());
+    }
     let mut own = file.ownership.write();
+    let granules = own.present.count();
+    if found.is_none() && !own.private && granules > 0 {
+        drop(own);
+        // The data came before the record, and stays until another one says that it may go.
+        let path = open.data.path(open.id, file.ino);
+        let what = format!("{} is missing; {granules} pages of it were written", path.display());
+        let size = open.inode(file.ino).map_or(0, |record| record.size);
+        file.set_damage(what, size.max(granules * GRANULE_BYTES));
+        return Ok(());
+    }
     own.size = len;
     if !own.private {
-        own.present.cut(end);
+        own.present.cut(granules_spanned(len));
     }
     Ok(())
 }

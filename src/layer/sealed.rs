@@ -1,6 +1,5 @@
 //! Sealed, finalized layers: their indexes, mapped and never changed.
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use super::LayerError;
 use super::data_files::DataFiles;
 use crate::format::index::Index;
 use crate::format::{FormatError, LayerId};
+use crate::io::host::open_plain;
 use crate::io::sys;
 
 /// Which of a layer's two index files.
@@ -41,10 +41,10 @@ pub fn open_index(
     which: IndexFile,
 ) -> Result<Option<Arc<Index>>, LayerError> {
     let path = which.path(data, layer);
-    let file = match File::open(&path) {
+    let file = match open_plain(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(LayerError::host(layer, "opening an index")(e)),
+        Err(e) => return Err(LayerError::opening(layer, "opening an index", &path)(e)),
     };
     let map = sys::map_immutable(&file).map_err(LayerError::host(layer, "mapping an index"))?;
     let damaged = |source| LayerError::Damaged { layer, path: path.clone(), source };

@@ -15,6 +15,7 @@ use crate::format::index::Index;
 use crate::format::sums::{SumExtent, Sums, SumsWriter, cut_extents, granule_sum, owned_stretches};
 use crate::format::{FormatError, GRANULE_BYTES, Granule, LayerId};
 use crate::io::crash::{Point, crash_point};
+use crate::io::host::open_plain;
 use crate::io::{Access, Appender, HostFile, read_once_up_to, read_up_to, sys};
 
 /// What became of an attempt to make a layer's checksums.
@@ -37,37 +38,52 @@ pub fn path(data: &DataFiles, layer: LayerId) -> PathBuf {
     data.layer_dir(layer).join("sums")
 }
 
-/// Opens a layer's checksums, or `None` if there are none (yet).
-fn open(data: &DataFiles, layer: LayerId) -> Result<Option<Arc<Sums>>, LayerError> {
+/// A layer's checksums.
+struct Opened {
+    sums: Option<Arc<Sums>>,
+    /// Why some of them are missing.
+    damage: Option<LayerError>,
+}
+
+/// Opens a layer's checksums; of a damaged file what can still be relied on. `None` if there are
+/// none (yet).
+fn open(data: &DataFiles, layer: LayerId) -> Result<Option<Opened>, LayerError> {
     let path = path(data, layer);
-    let file = match File::open(&path) {
-        Ok(file) => file,
+    let map = || open_plain(&path).and_then(|file| sys::map_immutable(&file));
+    let mapped = match map() {
+        Ok(mapped) => mapped,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(LayerError::host(layer, "opening checksums")(e)),
+        Err(e) => return Err(LayerError::opening(layer, "opening checksums", &path)(e)),
     };
-    let map = sys::map_immutable(&file).map_err(LayerError::host(layer, "mapping checksums"))?;
-    let opened = Sums::open(Box::new(map)).and_then(|sums| {
-        let what = "checksums of another layer";
-        let right = sums.layer() == layer;
-        if right { Ok(sums) } else { Err(FormatError::Corrupt { what, offset: 16 }) }
-    });
-    match opened {
-        Ok(sums) => Ok(Some(Arc::new(sums))),
-        Err(source) => Err(LayerError::Damaged { layer, path, source }),
-    }
+    let (sums, problem) = match Sums::open(Box::new(mapped)) {
+        Ok(sums) if sums.layer() == layer => (Some(sums), None),
+        Ok(_) => {
+            let what = "checksums of another layer";
+            (None, Some(FormatError::Corrupt { what, offset: 16 }))
+        }
+        Err(source) => {
+            let again = map().map_err(LayerError::host(layer, "mapping checksums"))?;
+            (Sums::open_damaged(Box::new(again), layer), Some(source))
+        }
+    };
+    let damage = problem.map(|source| LayerError::Damaged { layer, path, source });
+    Ok(Some(Opened { sums: sums.map(Arc::new), damage }))
 }
 
 impl DataFiles {
     /// The checksums of a sealed layer. Damaged ones are logged and count as none: they say nothing
-    /// about the data.
+    /// about the data. Those beside them do.
     fn sums_of(&self, layer: LayerId) -> Option<Arc<Sums>> {
         if let Some(known) = self.sums.read().get(&layer) {
             return known.clone();
         }
-        let found = open(self, layer).unwrap_or_else(|error| {
-            tracing::error!(%error, "contents of the layer are served without verification");
-            None
-        });
+        let (found, damage) = match open(self, layer) {
+            Ok(opened) => opened.map_or((None, None), |opened| (opened.sums, opened.damage)),
+            Err(error) => (None, Some(error)),
+        };
+        if let Some(error) = damage {
+            tracing::error!(%error, "contents of the layer are served with less verification");
+        }
         self.sums.write().entry(layer).or_insert(found).clone()
     }
 
@@ -110,10 +126,11 @@ impl DataFiles {
         let expected = match sums.get(from.file, first, count) {
             Ok(expected) => expected,
             Err(error) => {
-                let path = path(self, from.layer);
-                tracing::error!(%error, path = %path.display(), "damaged checksums are not used");
-                self.sums.write().insert(from.layer, None);
-                return Ok(());
+                if self.sums_told.lock().insert(from.layer) {
+                    let path = path(self, from.layer);
+                    tracing::error!(%error, path = %path.display(), "damaged checksums are not used");
+                }
+                sums.get_sound(from.file, first, count)
             }
         };
         let chunks = granules.chunks_exact(GRANULE_BYTES as usize);
@@ -132,19 +149,38 @@ impl DataFiles {
 
 /// Makes the checksums of a sealed layer unless it has some. `pace` is told of every few
 /// megabytes (their number in bytes) and may wait, or stop the work.
+///
+/// Damaged ones stay as they are: to make them anew is to believe the contents, which is for
+/// whoever looks after the store to decide.
 pub fn make(
     data: &DataFiles,
     layer: LayerId,
     pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Made, LayerError> {
-    if matches!(open(data, layer), Ok(Some(_))) {
+    if data.storage.metadata(&path(data, layer)).is_ok() {
         return Ok(Made::Before);
     }
+    make_beside(data, layer, None, pace)
+}
+
+/// Makes the damaged checksums of a sealed layer again from the contents as they are now. Those
+/// that can be relied on are kept, and so is all that they tell of the contents.
+pub fn remake(data: &DataFiles, layer: LayerId) -> Result<Made, LayerError> {
+    let kept = open(data, layer).ok().flatten().and_then(|opened| opened.sums);
+    make_beside(data, layer, kept.as_deref(), &mut |_| ControlFlow::Continue(()))
+}
+
+fn make_beside(
+    data: &DataFiles,
+    layer: LayerId,
+    kept: Option<&Sums>,
+    pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<Made, LayerError> {
     let Some(index) = open_index(data, layer, IndexFile::Own)? else { return Ok(Made::NotSealed) };
     let temporary = data.layer_dir(layer).join("sums.tmp");
     let lock = lock(&temporary).map_err(LayerError::host(layer, "locking checksums"))?;
     let Some(_lock) = lock else { return Ok(Made::Elsewhere) };
-    let made = write(data, &index, &temporary, pace);
+    let made = write(data, &index, kept, &temporary, pace);
     if !matches!(made, Ok(Made::Now)) {
         // Half a file is of no use, least of all on a full disk.
         let removed = data.storage.remove_file(&temporary);
@@ -158,6 +194,7 @@ pub fn make(
 fn write(
     data: &DataFiles,
     index: &Index,
+    kept: Option<&Sums>,
     temporary: &Path,
     pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Made, LayerError> {
@@ -174,7 +211,8 @@ fn write(
     let out = BufWriter::with_capacity(1 << 20, Appender::new(&*file));
     let mut writer = SumsWriter::new(out, layer, &extents).map_err(writing)?;
     for extent in extents {
-        let sums = sums_of_extent(data, layer, extent)?;
+        let known = kept.map(|kept| kept.get_sound(extent.file, extent.start, extent.len));
+        let sums = sums_of_extent(data, layer, extent, known.unwrap_or_default())?;
         writer.extent(extent, &sums).map_err(writing)?;
         if pace(u64::from(extent.len) * GRANULE_BYTES).is_break() {
             return Ok(Made::Stopped);
@@ -240,11 +278,18 @@ fn segments(host: &dyn HostFile, stretch: SumExtent, out: &mut Vec<SumExtent>) -
     Ok(())
 }
 
+/// The checksums of an extent; those that are `known` are not made from the contents.
 fn sums_of_extent(
     data: &DataFiles,
     layer: LayerId,
     extent: SumExtent,
+    known: Vec<Option<u32>>,
 ) -> Result<Vec<u32>, LayerError> {
+    if !known.is_empty()
+        && let Some(all) = known.iter().copied().collect()
+    {
+        return Ok(all);
+    }
     let from = data.immutable(layer, extent.file)?;
     let mut buf = vec![0; extent.len as usize * GRANULE_BYTES as usize];
     let offset = u64::from(extent.start) * GRANULE_BYTES;
@@ -252,5 +297,7 @@ fn sums_of_extent(
         .map_err(LayerError::host(layer, "reading"))?;
     from.check_length(end, offset + buf.len() as u64)?;
     from.check_unchanged()?;
-    Ok(buf.chunks_exact(GRANULE_BYTES as usize).map(granule_sum).collect())
+    let known = known.into_iter().chain(std::iter::repeat(None));
+    let granules = buf.chunks_exact(GRANULE_BYTES as usize).zip(known);
+    Ok(granules.map(|(bytes, known)| known.unwrap_or_else(|| granule_sum(bytes))).collect())
 }

@@ -22,6 +22,9 @@ const CHECK_HINT: &str = "`cowfs check` shows all that is damaged";
 const NOT_WRITABLE_HINT: &str = "the store must be writable for you: every command writes to its \
                                  catalog, or to the locks beside it";
 
+/// Said where the catalog is lost, or too old.
+const WHOLE_COPY_HINT: &str = "put the whole store back from one copy, never the catalog alone, which would not know of all layers";
+
 /// Said where the host has no space left.
 const FULL_HINT: &str = "the disk below the store is full: delete branches, then `cowfs gc`";
 
@@ -57,7 +60,11 @@ pub fn of_catalog(error: &CatalogError) -> Failure {
         CatalogError::Damaged { .. } => failure(DAMAGED).exit(3).hint(CHECK_HINT),
         CatalogError::Missing { .. } | CatalogError::Foreign { .. } => failure(DAMAGED)
             .exit(3)
-            .hint("without its catalog a store cannot be read: restore the file from a copy"),
+            .hint(format!("without its catalog a store cannot be read: {WHOLE_COPY_HINT}")),
+        CatalogError::WentBack { .. } => failure(DAMAGED).exit(3).hint(format!(
+            "nothing was changed. `cowfs check` shows what no longer fits together, and `cowfs mount \
+             --read-only` what the catalog still knows of; {WHOLE_COPY_HINT}"
+        )),
         CatalogError::UnknownVersion { .. } => {
             failure("catalog").hint("use the cowfs that made the store")
         }
@@ -83,7 +90,9 @@ pub fn of_branch(error: &BranchError) -> Failure {
     match error {
         BranchError::Catalog(error) => of_catalog(error),
         BranchError::Layer(error) => of_layer(error),
-        BranchError::LayerMissing { .. } | BranchError::InodeNumbers { .. } => {
+        BranchError::LayerMissing { .. }
+        | BranchError::HeadSealed { .. }
+        | BranchError::InodeNumbers { .. } => {
             Failure::caused(DAMAGED, error).exit(3).hint(CHECK_HINT)
         }
         BranchError::ReadOnly { .. } => Failure::caused("read_only", error)

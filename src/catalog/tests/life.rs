@@ -230,3 +230,41 @@ fn purging_leaves_the_living_alone() {
     assert_eq!(place.catalog.set_expiry(main.id, None, BY).unwrap().expires_ms, None);
     assert!(place.catalog.branch(&name("main")).unwrap().is_some());
 }
+
+/// `SQLite` itself says nothing when the end of its log is damaged: the commits there never were.
+#[test]
+fn a_catalog_that_lost_commits_takes_no_change_and_is_left_as_it_is() {
+    let place = Place::new();
+    place.empty_branch("one", 1);
+    place.catalog.checkpoint().unwrap();
+    place.empty_branch("two", 2);
+    place.empty_branch("three", 3);
+    let Place { _dir, path, catalog } = place;
+    drop(catalog);
+    let log = path.with_extension("sqlite-wal");
+    let good = std::fs::read(&log).unwrap();
+    // Header, then frames of a header of 24 bytes and a page of 4096 bytes.
+    for at in [20, 32 + 24 + 100, 32 + 5 * 4120 + 50] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(&log, &bad).unwrap();
+        let _ = std::fs::remove_file(path.with_extension("sqlite-shm"));
+        {
+            let catalog = Catalog::open(&path).unwrap();
+            assert!(catalog.branches().unwrap().len() < 3, "byte {at} is of no commit");
+            let older = |result: Result<(), CatalogError>| {
+                assert!(matches!(result, Err(CatalogError::WentBack { .. })), "{result:?}");
+            };
+            older(catalog.require_current());
+            older(catalog.mark_layer_used(LayerId(1)));
+            older(catalog.checkpoint());
+            older(catalog.tend_log());
+        }
+        assert_eq!(std::fs::read(&log).unwrap(), bad, "what is left of the log must stay");
+        std::fs::write(&log, &good).unwrap();
+        let _ = std::fs::remove_file(path.with_extension("sqlite-shm"));
+        let catalog = Catalog::open(&path).unwrap();
+        assert_eq!(catalog.branches().unwrap().len(), 3);
+        catalog.require_current().unwrap();
+    }
+}

@@ -52,11 +52,11 @@ fn letter(change: Change) -> char {
 
 /// The path, with its former one.
 fn named(one: &Difference) -> String {
-    let path = one.path.display();
+    let path = output::path(&one.path);
     match &one.from {
-        Some(from) => format!("{} -> {path}", from.display()),
+        Some(from) => format!("{} -> {path}", output::path(from)),
         None if one.directory => format!("{path}/"),
-        None => path.to_string(),
+        None => path,
     }
 }
 

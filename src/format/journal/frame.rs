@@ -1,8 +1,11 @@
 //! Frames: records that become effective together.
 
+use std::collections::HashMap;
+
 use super::record::Record;
 use crate::format::bytes::{Append, Reader};
 use crate::format::error::FormatError;
+use crate::format::id::Ino;
 
 /// The most payload bytes that a frame can have: 1 GiB, far above what one change needs.
 pub const FRAME_BYTES_MAX: usize = 1 << 30;
@@ -24,6 +27,20 @@ pub struct Frame {
     pub offset: u64,
     /// Where it ends and the next one begins, counted likewise.
     pub end: u64,
+}
+
+impl Frame {
+    /// If the layer was left in order with this as the last frame of its journal: its files, and how
+    /// many bytes the data file of each had.
+    pub fn lengths_at_close(&self) -> Option<HashMap<Ino, u64>> {
+        let Some(Record::Closed { files }) = self.records.last() else { return None };
+        let lengths = self.records.iter().filter_map(|record| match record {
+            Record::Length { ino, bytes } => Some((*ino, *bytes)),
+            _ => None,
+        });
+        let lengths: HashMap<Ino, u64> = lengths.collect();
+        (lengths.len() as u64 == *files).then_some(lengths)
+    }
 }
 
 /// How a log ends.

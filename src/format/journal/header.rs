@@ -5,7 +5,7 @@ use crate::format::error::FormatError;
 use crate::format::id::LayerId;
 
 const MAGIC: [u8; 8] = *b"cowfslog";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Which of a layer's two logs it is. The discriminants are the on-disk values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,7 +22,7 @@ pub enum LogKind {
 /// | at | field | type |
 /// | --- | --- | --- |
 /// | 0 | magic `cowfslog` | 8 bytes |
-/// | 8 | version, 1 | u32 |
+/// | 8 | version, 3 | u32 |
 /// | 12 | kind: 1 journal, 2 volatile | u32 |
 /// | 16 | layer | u64 |
 /// | 24 | boot id | 16 bytes |

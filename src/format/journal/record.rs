@@ -15,6 +15,8 @@ const TAG_FORGET: u8 = 2;
 const TAG_DIRENT: u8 = 3;
 const TAG_LAYOUT: u8 = 4;
 const TAG_NEXT_INO: u8 = 5;
+const TAG_LENGTH: u8 = 6;
+const TAG_CLOSED: u8 = 7;
 
 const LAYOUT_PRIVATE: u8 = 1;
 const LAYOUT_BORROWS: u8 = 2;
@@ -30,6 +32,8 @@ const RUN_BYTES: usize = 28;
 /// | 3 | `Dirent` | dir u64, ino u64, kind u8, name length u8, name; ino 0 and kind 0: whiteout |
 /// | 4 | `Layout` | ino u64, floor u32, cut u32, flags u8 (1 private, 2 borrows), count u32, per range: start u32, end u32; if it borrows: count u32, per run: start u32, length u32, layer u64, file u64, source u32 |
 /// | 5 | `NextIno` | ino u64 |
+/// | 6 | `Length` | ino u64, bytes u64 |
+/// | 7 | `Closed` | files u64 |
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Record {
     /// The inode is now so.
@@ -49,6 +53,19 @@ pub enum Record {
     Layout(LayoutDelta),
     /// Inode numbers below this one have been given out.
     NextIno(Ino),
+    /// The layer's data file of that inode has so many bytes. See [`Record::Closed`].
+    Length {
+        /// The file.
+        ino: Ino,
+        /// Bytes; 0 also of a file that has no data file.
+        bytes: u64,
+    },
+    /// The layer was left in order. The last record of a journal's last frame, which says the
+    /// lengths of all `files` data files: until somebody takes the layer up again, they stay so.
+    Closed {
+        /// [`Record::Length`]s in the same frame.
+        files: u64,
+    },
 }
 
 impl Record {
@@ -79,6 +96,15 @@ impl Record {
                 out.put_u8(TAG_NEXT_INO);
                 out.put_u64(ino.0);
             }
+            Record::Length { ino, bytes } => {
+                out.put_u8(TAG_LENGTH);
+                out.put_u64(ino.0);
+                out.put_u64(*bytes);
+            }
+            Record::Closed { files } => {
+                out.put_u8(TAG_CLOSED);
+                out.put_u64(*files);
+            }
         }
     }
 
@@ -90,6 +116,8 @@ impl Record {
             TAG_DIRENT => decode_dirent(reader),
             TAG_LAYOUT => decode_layout(reader),
             TAG_NEXT_INO => Ok(Record::NextIno(Ino(reader.u64()?))),
+            TAG_LENGTH => Ok(Record::Length { ino: Ino(reader.u64()?), bytes: reader.u64()? }),
+            TAG_CLOSED => Ok(Record::Closed { files: reader.u64()? }),
             _ => Err(reader.corrupt("record tag")),
         }
     }

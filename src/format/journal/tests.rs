@@ -54,14 +54,30 @@ fn sample_frames() -> Vec<Vec<Record>> {
 }
 
 #[test]
+fn only_a_whole_closing_frame_tells_lengths() {
+    let length = |ino| Record::Length { ino: Ino(ino), bytes: ino * 10 };
+    let told = |records: &[Record]| {
+        let bytes = frame(1, records);
+        let frame = FrameReader::new(&bytes, 1).next().unwrap().unwrap();
+        frame.lengths_at_close().map(|lengths| lengths.into_iter().collect::<Vec<_>>())
+    };
+    assert_eq!(told(&[Record::Closed { files: 0 }]), Some(vec![]));
+    let before = Record::NextIno(Ino(3));
+    assert_eq!(told(&[before, length(2), Record::Closed { files: 1 }]), Some(vec![(Ino(2), 20)]));
+    assert_eq!(told(&[length(2), Record::Closed { files: 2 }]), None);
+    assert_eq!(told(&[length(2), Record::Closed { files: 1 }, Record::Forget(Ino(2))]), None);
+    assert_eq!(told(&[length(2)]), None);
+}
+
+#[test]
 fn header_bytes_are_pinned() {
     let boot_id = *b"0123456789abcdef";
     let header = LogHeader { kind: LogKind::Volatile, layer: LayerId(0x0102_0304_0506), boot_id };
     assert_eq!(
         hex(&header.encode()),
         [
-            "636f7766736c6f67020000000200000006050403020100003031323334353637",
-            "383961626364656600000000000000000000000000000000000000001ec8c8ba"
+            "636f7766736c6f67030000000200000006050403020100003031323334353637",
+            "38396162636465660000000000000000000000000000000000000000b43ca61e"
         ]
         .concat()
     );
@@ -139,9 +155,9 @@ fn every_bit_of_a_header_counts() {
 fn a_future_header_is_refused_by_its_version() {
     let header = LogHeader { kind: LogKind::Journal, layer: LayerId(7), boot_id: [0; 16] };
     let mut bytes = header.encode();
-    bytes[8] = 3;
+    bytes[8] = 4;
     let error = LogHeader::decode(&bytes).unwrap_err();
-    assert!(matches!(error, FormatError::UnknownVersion { found: 3, supported: 2, .. }));
+    assert!(matches!(error, FormatError::UnknownVersion { found: 4, supported: 3, .. }));
     assert!(matches!(LogHeader::decode(&[0; 64]), Err(FormatError::BadMagic { .. })));
 }
 

@@ -13,7 +13,10 @@
 //!
 //! The file is derived from the data and may be removed and made again at any time.
 
+mod salvage;
+
 use std::io::{self, Write};
+use std::sync::OnceLock;
 
 use super::bytes::{Append, Reader, split_crc};
 use super::error::FormatError;
@@ -224,6 +227,8 @@ pub struct Sums {
     layer: LayerId,
     extents_at: usize,
     extents: u64,
+    /// The positions of the extents that can be relied on; made when damage was met.
+    sound: OnceLock<Vec<u64>>,
 }
 
 /// One record of the table, with the bytes of its checksums, both verified.
@@ -231,6 +236,20 @@ struct Found<'a> {
     extent: SumExtent,
     first: u64,
     sums: &'a [u8],
+}
+
+impl Found<'_> {
+    /// Puts its checksums where they belong in `known`, which begins at granule `start`.
+    fn put_into(&self, known: &mut [Option<u32>], start: Granule) {
+        for (offset, sum) in self.sums.chunks_exact(SUM_BYTES).enumerate() {
+            let slot = (self.extent.start as usize + offset)
+                .checked_sub(start as usize)
+                .and_then(|slot| known.get_mut(slot));
+            if let (Some(slot), Ok(sum)) = (slot, <[u8; 4]>::try_from(sum)) {
+                *slot = Some(u32::from_le_bytes(sum));
+            }
+        }
+    }
 }
 
 impl Sums {
@@ -248,6 +267,7 @@ impl Sums {
                 layer: header.layer,
                 extents_at: extents_at as usize,
                 extents: header.extents,
+                sound: OnceLock::new(),
             }),
             (_, Some(wanted)) if wanted > found => {
                 Err(FormatError::Truncated { what: WHAT, offset: 0, wanted, found })
@@ -276,15 +296,7 @@ impl Sums {
             if extent.file != file || extent.start >= end {
                 break;
             }
-            let verified = self.verified(position)?;
-            for (offset, sum) in verified.sums.chunks_exact(SUM_BYTES).enumerate() {
-                let slot = (extent.start as usize + offset)
-                    .checked_sub(start as usize)
-                    .and_then(|slot| found.get_mut(slot));
-                if let (Some(slot), Ok(sum)) = (slot, <[u8; 4]>::try_from(sum)) {
-                    *slot = Some(u32::from_le_bytes(sum));
-                }
-            }
+            self.verified(position)?.put_into(&mut found, start);
             position += 1;
         }
         Ok(found)
@@ -390,13 +402,14 @@ mod tests {
         writer.finish().unwrap()
     }
 
-    fn sum_of(file: Ino, granule: Granule) -> u32 {
+    pub(super) fn sum_of(file: Ino, granule: Granule) -> u32 {
         crc32c::crc32c(&[file.0.to_le_bytes(), u64::from(granule).to_le_bytes()].concat())
     }
 
-    const STRETCHES: [(u64, Granule, u32); 4] = [(3, 0, 1), (3, 4, 3000), (3, 9000, 2), (9, 7, 1)];
+    pub(super) const STRETCHES: [(u64, Granule, u32); 4] =
+        [(3, 0, 1), (3, 4, 3000), (3, 9000, 2), (9, 7, 1)];
 
-    fn sample() -> Vec<u8> {
+    pub(super) fn sample() -> Vec<u8> {
         written(&STRETCHES.map(|(file, start, len)| extent(file, start, len)))
     }
 
