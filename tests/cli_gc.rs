@@ -79,7 +79,9 @@ impl Place {
     fn leftover(&self, id: u64, age: Duration) -> PathBuf {
         let dir = self.root.join("layers").join(LayerId(id).dir_name());
         fs::create_dir(&dir).unwrap();
-        fs::write(dir.join("journal"), vec![7; 65536]).unwrap();
+        // All that a layer has before its row; and what else may lie there.
+        fs::write(dir.join("journal"), vec![7; 181]).unwrap();
+        fs::write(dir.join("index.tmp"), vec![7; 65536]).unwrap();
         File::open(&dir).unwrap().set_modified(SystemTime::now() - age).unwrap();
         dir
     }
@@ -103,7 +105,7 @@ fn init_makes_a_private_store_and_says_where() {
         .filter(|name| !name.starts_with("catalog.sqlite"))
         .collect();
     names.sort();
-    assert_eq!(names, ["FORMAT", "layers", "reserve", "run"]);
+    assert_eq!(names, ["FORMAT", "catalog.commits", "layers", "reserve", "run"]);
     place.refuses(&["init"], 1, &["is a cowfs store already"]);
 }
 

@@ -112,7 +112,13 @@ impl Damaged {
         let below = |path: &Path| refused.iter().any(|dir| path.starts_with(dir));
         for (path, bytes) in &self.truth {
             match found.get(path) {
-                Some(found) => assert!(found == bytes, "wrong bytes in {}", path.display()),
+                Some(found) => assert!(
+                    found == bytes,
+                    "wrong bytes in {}: {} of {} bytes",
+                    path.display(),
+                    found.len(),
+                    bytes.len()
+                ),
                 None => assert!(below(path), "{} is missing, and nobody says so", path.display()),
             }
         }
@@ -365,7 +371,7 @@ fn data_files(layer: &Path) -> Vec<PathBuf> {
 #[test]
 fn mount_over_data_files_that_are_missing_or_short() {
     let Some(damaged) = Damaged::new() else { return };
-    for at in [1, 2] {
+    for at in [0, 1, 2] {
         let files = data_files(&damaged.layer(at));
         assert!(files.len() > 1, "{files:?}");
         for file in files {
@@ -390,6 +396,60 @@ fn mount_over_data_files_that_are_missing_or_short() {
     }
     damaged.others_go_on();
     assert!(damaged.check().ok().starts_with("sound"));
+}
+
+/// To open a FIFO is to wait for whoever opens the other end, and a device never ends.
+#[test]
+fn check_and_mount_over_what_is_no_regular_file() {
+    let Some(damaged) = Damaged::new() else { return };
+    damaged.scene.run(&["check", "--add-checksums"]).ok();
+    let sealed = damaged.layer(1);
+    fs::copy(sealed.join("index"), sealed.join("merged")).unwrap();
+    let mut files: Vec<PathBuf> =
+        ["index", "merged", "sums"].into_iter().map(|name| sealed.join(name)).collect();
+    files.push(damaged.layer(0).join("journal"));
+    files.extend(data_files(&sealed));
+    files.extend(data_files(&damaged.layer(0)));
+    let away = damaged.scene.temp.path().join("away");
+    for file in files {
+        fs::rename(&file, &away).unwrap();
+        let put = |what: &str, put: &dyn Fn()| {
+            put();
+            damaged.is_noticed(&file, &format!("{what} as {}", file.display()));
+            fs::remove_file(&file).or_else(|_| fs::remove_dir(&file)).unwrap();
+        };
+        put("a FIFO", &|| nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap());
+        put("an endless link", &|| std::os::unix::fs::symlink("/dev/zero", &file).unwrap());
+        put("a directory", &|| fs::create_dir(&file).unwrap());
+        fs::rename(&away, &file).unwrap();
+    }
+    fs::remove_file(sealed.join("merged")).unwrap();
+    damaged.others_go_on();
+    assert!(damaged.check().ok().starts_with("sound"));
+}
+
+/// Nobody reads what is not cowfs's; but somebody put it there, and it takes space.
+#[test]
+fn check_tells_of_strangers_among_the_layers() {
+    let Some(damaged) = Damaged::new() else { return };
+    let (layers, layer) = (damaged.scene.store.join("layers"), damaged.layer(1));
+    let names = ["foo", "0000DEADBEEF", "with\nline end"].map(|name| layers.join(name));
+    let inside = ["strange", "data/zzz/2", "data/0/zzz", "data/0/00f"].map(|name| layer.join(name));
+    for file in names.iter().chain(&inside) {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "x").unwrap();
+    }
+    let said = damaged.check().ok();
+    assert!(said.starts_with("sound"), "{said}");
+    assert!(said.contains("/with\\nline end: not a file of cowfs"), "{said}");
+    let said = damaged.scene.run(&["check", "--json"]).ok();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let told = said["strangers"].as_array().unwrap();
+    for file in names.iter().chain(&inside) {
+        let told = told.iter().any(|path| path.as_str() == file.to_str());
+        assert!(told || file.ends_with("data/zzz/2"), "{}: {said}", file.display());
+    }
+    assert_eq!(told.len(), 7, "{said}");
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub fn create_from(
     origin: &str,
     by: &Requester,
 ) -> Result<BranchRow, BranchError> {
+    store.catalog.require_current()?;
     let head = new_layer_id()?;
     let host = Host::real()?;
     let data = data_files(host.storage, store);

@@ -93,6 +93,8 @@ impl Branch {
                 crash_point(Point::OpenRecovered);
                 view.open.log.begin()?;
                 crash_point(Point::OpenBegun);
+                view.open.note_losses()?;
+                crash_point(Point::OpenLossesNoted);
                 settled
             }
             OpenMode::ReadOnly => Vec::new(),

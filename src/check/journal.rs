@@ -33,6 +33,8 @@ struct Journal {
     owned: HashMap<Ino, Owned>,
     /// The lengths of all data files, if the layer was left in order.
     lengths: Option<HashMap<Ino, u64>>,
+    /// The lengths of data files that were found otherwise.
+    lost: HashMap<Ino, u64>,
 }
 
 /// What a journal says; `None` for one that is damaged, which is reported elsewhere.
@@ -46,7 +48,11 @@ fn read(bytes: &[u8]) -> Option<Journal> {
                 Record::Layout(delta) => {
                     journal.owned.entry(delta.ino).or_default().apply(&delta);
                 }
-                Record::Forget(ino) => drop(journal.owned.remove(&ino)),
+                Record::Forget(ino) => {
+                    journal.owned.remove(&ino);
+                    journal.lost.remove(&ino);
+                }
+                Record::Lost { ino, bytes } => drop(journal.lost.insert(ino, bytes)),
                 _ => {}
             }
         }
@@ -92,26 +98,29 @@ fn compare(dir: &Path, journal: &Journal, taken_up: bool) -> (u64, Vec<(PathBuf,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.to_string()),
     };
-    if let Some(lengths) = journal.lengths.as_ref().filter(|_| !taken_up) {
-        for (ino, left) in lengths {
-            let path = dir.join(ino.data_path());
-            match length_of(&path) {
-                Ok(found) if found.unwrap_or(0) == *left => {}
-                Ok(None) => problems.push((path, format!("it is missing; it had {left} bytes"))),
-                Ok(Some(found)) => {
-                    let problem = format!(
-                        "it has {found} bytes; it had {left} when the branch was unmounted"
-                    );
-                    problems.push((path, problem));
-                }
-                Err(problem) => problems.push((path, problem)),
+    let left = journal.lengths.as_ref().filter(|_| !taken_up);
+    let lengths = left.into_iter().flatten();
+    let lost =
+        journal.lost.iter().filter(|(ino, _)| !left.is_some_and(|left| left.contains_key(ino)));
+    for (ino, left) in lengths.chain(lost) {
+        let path = dir.join(ino.data_path());
+        let problem = match length_of(&path) {
+            Ok(found) if found.unwrap_or(0) == *left => continue,
+            Ok(None) => format!("it is missing; it had {left} bytes"),
+            Ok(Some(found)) => {
+                format!("it has {found} bytes; it had {left} when the branch was unmounted")
             }
-        }
-        return (lengths.len() as u64, problems);
+            Err(problem) => problem,
+        };
+        problems.push((path, problem));
+    }
+    if let Some(left) = left {
+        return (left.len() as u64, problems);
     }
     let written = |owned: &Owned| !owned.private && !owned.ranges.is_empty();
-    let files: Vec<&Ino> =
-        journal.owned.iter().filter(|(_, owned)| written(owned)).map(|(ino, _)| ino).collect();
+    let told = |ino: &Ino| journal.lost.contains_key(ino);
+    let files = journal.owned.iter().filter(|(ino, owned)| written(owned) && !told(ino));
+    let files: Vec<&Ino> = files.map(|(ino, _)| ino).collect();
     for ino in &files {
         let path = dir.join(ino.data_path());
         match length_of(&path) {

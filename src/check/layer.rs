@@ -120,7 +120,7 @@ fn inode_of(record: &Record) -> Ino {
         Record::Forget(ino) | Record::NextIno(ino) => *ino,
         Record::Layout(delta) => delta.ino,
         Record::Dirent { dir, .. } => *dir,
-        Record::Length { ino, .. } => *ino,
+        Record::Length { ino, .. } | Record::Lost { ino, .. } => *ino,
         Record::Closed { .. } => Ino(0),
     }
 }

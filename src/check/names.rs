@@ -103,7 +103,8 @@ impl Tree {
                     Record::Layout(_)
                     | Record::NextIno(_)
                     | Record::Length { .. }
-                    | Record::Closed { .. } => {}
+                    | Record::Closed { .. }
+                    | Record::Lost { .. } => {}
                 }
             }
         }

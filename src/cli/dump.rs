@@ -152,6 +152,9 @@ fn dump_record(record: &Record, out: &mut Printer<'_>) {
         Record::Length { ino, bytes } => {
             out.record("length", json!({ "ino": ino.0, "bytes": bytes }));
         }
+        Record::Lost { ino, bytes } => {
+            out.record("lost", json!({ "ino": ino.0, "bytes": bytes }));
+        }
         Record::Closed { files } => out.record("closed", json!({ "files": files })),
         Record::Layout(delta) => {
             let added: Vec<_> = delta.added.iter().map(|r| json!([r.start, r.end])).collect();
@@ -174,8 +177,7 @@ fn dump_name(dir: u64, name: &[u8], target: DirentTarget, out: &mut Printer<'_>)
     let mut fields = json!({ "dir": dir, "name": String::from_utf8_lossy(name) });
     let Some(object) = fields.as_object_mut() else { return };
     if std::str::from_utf8(name).is_err() {
-        let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-        object.insert("name_hex".to_owned(), json!(hex));
+        object.insert("name_escaped".to_owned(), json!(name.escape_ascii().to_string()));
     }
     match target {
         DirentTarget::Whiteout => out.record("whiteout", fields),

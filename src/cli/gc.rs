@@ -305,12 +305,12 @@ fn doom(store: &Store, dry_run: bool, grace: Duration) -> Result<Leftovers, Fail
         if !is_layer_name(name) || known.contains(path.file_name().unwrap_or_default()) {
             continue;
         }
-        if age(&path).is_none_or(|age| age < grace) {
-            found.young += 1;
-            continue;
-        }
         if Store::holds_contents(&path) {
             found.unknown += 1;
+            continue;
+        }
+        if age(&path).is_none_or(|age| age < grace) {
+            found.young += 1;
             continue;
         }
         if dry_run {

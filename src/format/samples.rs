@@ -123,6 +123,7 @@ pub fn record() -> impl Strategy<Value = Record> {
         any::<u64>().prop_map(|ino| Record::NextIno(Ino(ino))),
         any::<(u64, u64)>().prop_map(|(ino, bytes)| Record::Length { ino: Ino(ino), bytes }),
         any::<u64>().prop_map(|files| Record::Closed { files }),
+        any::<(u64, u64)>().prop_map(|(ino, bytes)| Record::Lost { ino: Ino(ino), bytes }),
     ]
 }
 

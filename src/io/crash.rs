@@ -119,6 +119,7 @@ points! {
     OpenReplayed = "open.replayed", "The logs are replayed, nothing is put right yet.";
     OpenRecovered = "open.recovered", "Everything is put right.";
     OpenBegun = "open.begun", "The open layer takes changes.";
+    OpenLossesNoted = "open.losses_noted", "The journal knows which data files were found damaged.";
     OpenFinalized = "open.finalized", "The layers below one that was put right are finalized.";
     OpenSynced = "open.synced", "A file that was put right is synced.";
     SettleCopied = "settle.copied", "The last page of a file that was cut is copied up.";

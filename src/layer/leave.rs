@@ -34,6 +34,20 @@ impl OpenLayer {
         self.log.discard_volatile().map_err(LayerError::host(self.id, "removing the volatile log"))
     }
 
+    /// Notes which data files were found to be other than they were left, so that this stays known
+    /// when the layer is not left in order the next time.
+    pub fn note_losses(&self) -> Result<(), LayerError> {
+        let files = self.all_files();
+        let lost = files.iter().filter(|file| file.damage().is_some());
+        let records: Vec<Record> =
+            lost.map(|file| Record::Lost { ino: file.ino, bytes: file.size() }).collect();
+        if records.is_empty() {
+            return Ok(());
+        }
+        let _durable = self.log.sync_to(self.log.append(&records)?)?;
+        Ok(())
+    }
+
     fn note_lengths(&self) -> Result<(), LayerError> {
         let mut lengths = HashMap::new();
         for file in self.all_files() {

@@ -197,7 +197,7 @@ impl OpenLayer {
                 self.ino_last.fetch_max(ino.0.saturating_sub(1), Ordering::Relaxed);
             }
             // What is said about the data files, not about the files.
-            Record::Length { .. } | Record::Closed { .. } => {}
+            Record::Length { .. } | Record::Closed { .. } | Record::Lost { .. } => {}
         }
     }
 

@@ -138,6 +138,8 @@ impl OpenFile {
     pub fn set_damage(&self, what: String, size: u64) {
         tracing::error!("{what}");
         self.ownership.write().size = size;
+        // Nothing of it can be made durable.
+        self.dirty.store(false, Ordering::Release);
         let _ = self.damage.set(what);
     }
 

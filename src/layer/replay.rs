@@ -112,8 +112,19 @@ pub fn replay(
     if let Some(lengths) = journal.lengths.filter(|_| !taken_up) {
         open.left = Some(Left { ticket: open.log.last_ticket(), lengths });
     }
+    let mut expected = HashMap::new();
+    for record in journal.frames.iter().flatten() {
+        match record {
+            Record::Lost { ino, bytes } => drop(expected.insert(*ino, *bytes)),
+            Record::Forget(ino) => drop(expected.remove(ino)),
+            _ => {}
+        }
+    }
+    if let Some(left) = &open.left {
+        expected.extend(&left.lengths);
+    }
     for file in open.all_files() {
-        settle_size(&open, &file)?;
+        settle_size(&open, &file, expected.get(&file.ino).copied())?;
     }
     Ok(open)
 }
@@ -158,18 +169,17 @@ fn restore_unsynced(open: &OpenLayer, frames: Vec<Vec<Record>>) {
 /// of a file that was cut, and whose record was lost with the power. What lower layers hold past
 /// the new end is left to [`super::write::Target::settle`], which knows them.
 ///
-/// In a layer that was left in order nothing was lost: another length is damage.
-fn settle_size(open: &OpenLayer, file: &OpenFile) -> Result<(), LayerError> {
+/// In a layer that was left in order nothing was lost: another length than `expected` is damage.
+fn settle_size(open: &OpenLayer, file: &OpenFile, expected: Option<u64>) -> Result<(), LayerError> {
     let found = open.data_length(file.ino)?;
     let len = found.unwrap_or(0);
-    let left = open.left.as_ref().and_then(|left| left.lengths.get(&file.ino));
-    if let Some(left) = left.filter(|left| **left != len) {
+    if let Some(left) = expected.filter(|left| *left != len) {
         let path = open.data.path(open.id, file.ino);
         let what = format!(
             "{} has {len} bytes; it had {left} when the branch was unmounted",
             path.display()
         );
-        file.set_damage(what, *left);
+        file.set_damage(what, left);
         return Ok(());
     }
     let mut own = file.ownership.write();

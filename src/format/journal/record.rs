@@ -17,6 +17,7 @@ const TAG_LAYOUT: u8 = 4;
 const TAG_NEXT_INO: u8 = 5;
 const TAG_LENGTH: u8 = 6;
 const TAG_CLOSED: u8 = 7;
+const TAG_LOST: u8 = 8;
 
 const LAYOUT_PRIVATE: u8 = 1;
 const LAYOUT_BORROWS: u8 = 2;
@@ -34,6 +35,7 @@ const RUN_BYTES: usize = 28;
 /// | 5 | `NextIno` | ino u64 |
 /// | 6 | `Length` | ino u64, bytes u64 |
 /// | 7 | `Closed` | files u64 |
+/// | 8 | `Lost` | ino u64, bytes u64 |
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Record {
     /// The inode is now so.
@@ -65,6 +67,14 @@ pub enum Record {
     Closed {
         /// [`Record::Length`]s in the same frame.
         files: u64,
+    },
+    /// The layer's data file of that inode had so many bytes, and was found otherwise: until it is
+    /// put back, or the inode forgotten, nobody gets at its contents.
+    Lost {
+        /// The file.
+        ino: Ino,
+        /// Bytes that it had.
+        bytes: u64,
     },
 }
 
@@ -105,6 +115,11 @@ impl Record {
                 out.put_u8(TAG_CLOSED);
                 out.put_u64(*files);
             }
+            Record::Lost { ino, bytes } => {
+                out.put_u8(TAG_LOST);
+                out.put_u64(ino.0);
+                out.put_u64(*bytes);
+            }
         }
     }
 
@@ -118,6 +133,7 @@ impl Record {
             TAG_NEXT_INO => Ok(Record::NextIno(Ino(reader.u64()?))),
             TAG_LENGTH => Ok(Record::Length { ino: Ino(reader.u64()?), bytes: reader.u64()? }),
             TAG_CLOSED => Ok(Record::Closed { files: reader.u64()? }),
+            TAG_LOST => Ok(Record::Lost { ino: Ino(reader.u64()?), bytes: reader.u64()? }),
             _ => Err(reader.corrupt("record tag")),
         }
     }
