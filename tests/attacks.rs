@@ -272,8 +272,16 @@ fn mount_on_a_full_disk() {
     assert!(kept());
     fs::remove_file(&beside).unwrap();
     fs::remove_file(scene.dir.join("filler")).unwrap();
-    fs::write(scene.dir.join("after"), "goes on").unwrap();
-    scene.run(&["branch", "create", "later", "--from", "main"]).ok();
+    // What was removed is freed when its removal is durable, a second later at most.
+    let begun = std::time::Instant::now();
+    let goes_on = || {
+        fs::write(scene.dir.join("after"), "goes on").is_ok()
+            && scene.run(&["branch", "create", "later", "--from", "main"]).code == 0
+    };
+    while !goes_on() {
+        assert!(begun.elapsed() < mount_support::PATIENCE, "still full");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     scene.run(&["unmount", "main"]).ok();
     sound(&scene);
     scene.mount();
@@ -523,5 +531,48 @@ fn mount_is_not_needed_to_refuse_a_crashed_cluster() {
     assert_eq!(scene.run(&["branch", "show", "pg"]).code, 1);
     sound(&scene);
     import(&["--allow-crashed"]).ok();
+    sound(&scene);
+}
+
+/// Makes directories within each other, 6,000 bytes of path, with a file in the last one.
+fn dig(top: &Path) {
+    use nix::fcntl::{OFlag, openat};
+    use nix::sys::stat::{Mode, mkdirat};
+    let mut dir = fs::File::open(top).unwrap();
+    let name = "d".repeat(200);
+    for _ in 0..30 {
+        mkdirat(&dir, name.as_str(), Mode::S_IRWXU).unwrap();
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        dir = fs::File::from(openat(&dir, name.as_str(), flags, Mode::empty()).unwrap());
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
+    let file = openat(&dir, "file", flags, Mode::S_IRWXU).unwrap();
+    fs::File::from(file).write_all(b"deep down").unwrap();
+}
+
+/// No single call of the host takes such a path. What does without is fine; what does not says so.
+#[test]
+fn mount_a_tree_deeper_than_any_path_can_be_long() {
+    let scene = scene!();
+    scene.mount();
+    dig(&scene.dir);
+    scene.run(&["branch", "create", "fork", "--from", "main"]).ok();
+    let out = scene.temp.path().join("out");
+    let refused = scene.run(&["export", "fork", out.to_str().unwrap()]).fails(1);
+    says(&refused, &["more than a path of the host can have", "Hint: --tar"]);
+    assert!(!out.exists());
+    let tar = scene.temp.path().join("out.tar");
+    scene.run(&["export", "fork", "--tar", tar.to_str().unwrap()]).ok();
+    let bytes = fs::read(&tar).unwrap();
+    assert!(bytes.windows(9).any(|found| found == b"deep down"));
+    let deep = scene.temp.path().join("deep");
+    fs::create_dir(&deep).unwrap();
+    dig(&deep);
+    let deep = deep.to_str().unwrap();
+    let refused = scene.run(&["import", "--adopt", deep, "--any", "--as", "old"]).fails(1);
+    says(&refused, &["more than a path of the host can have", "Hint: use a copying import"]);
+    assert!(refused.len() < 1000, "{refused}");
+    scene.run(&["import", deep, "--any", "--as", "old"]).ok();
+    scene.run(&["unmount", "main"]).ok();
     sound(&scene);
 }

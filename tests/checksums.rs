@@ -207,6 +207,28 @@ fn mount_does_not_serve_rot_that_sound_checksums_beside_damaged_ones_tell_of() {
     }
 }
 
+/// Half a copy would pass for one.
+#[test]
+fn an_export_that_meets_rot_leaves_nothing_and_names_what_finds_all_of_it() {
+    let scene = scene!();
+    sealed(&scene);
+    rot(&data_file(&scene, 2), 20 * GRANULE);
+    let out = scene.temp.path().join("out");
+    let (new, empty, tar) = (out.join("new"), out.join("empty"), out.join("copy.tar"));
+    fs::create_dir_all(&empty).unwrap();
+    for to in [
+        &[new.to_str().unwrap()][..],
+        &[empty.to_str().unwrap()],
+        &["--tar", tar.to_str().unwrap()],
+    ] {
+        let said = scene.run(&[&["export", "base"], to].concat()).fails(3);
+        assert!(said.contains("corrupt contents"), "{said}");
+        assert!(said.contains("`cowfs check --read-data`"), "{said}");
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 1, "only the directory that was there");
+        assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
+    }
+}
+
 /// A disk of its own, in a file, mounted as long as this lives.
 struct Disk(std::path::PathBuf);
 

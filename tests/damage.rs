@@ -528,6 +528,10 @@ fn mount_with_a_catalog_that_contradicts_itself() {
         assert!(error.contains("catalog") && error.contains("version 4"), "{error}");
         assert_eq!(damaged.check().code, 1, "a newer version is not damage");
     });
+    with_catalog(&damaged, "UPDATE branches SET name = 'no name' WHERE name = 'old'", || {
+        let said = damaged.check();
+        assert_eq!(said.code, 3, "{}{}", said.out, said.err);
+    });
     with_catalog(&damaged, "UPDATE branches SET begins = 777", || {
         let said = damaged.check();
         assert_eq!(said.code, 3, "{}{}", said.out, said.err);

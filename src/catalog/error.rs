@@ -218,6 +218,17 @@ impl CatalogError {
     /// What kind of trouble the database has, if it is one of the known kinds.
     pub fn database_trouble(&self) -> Option<DatabaseTrouble> {
         let CatalogError::Database { source } = self else { return None };
+        // A value that is never written.
+        let unreadable = matches!(
+            source,
+            rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::IntegralValueOutOfRange(..)
+                | rusqlite::Error::Utf8Error(..)
+        );
+        if unreadable {
+            return Some(DatabaseTrouble::Damaged);
+        }
         Some(match source.sqlite_error_code()? {
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => DatabaseTrouble::Damaged,
             ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied => {

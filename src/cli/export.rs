@@ -8,13 +8,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::mount::parse_duration;
 use super::snapshot::PassingBranch;
 use super::{interrupt, output, requester};
 use crate::catalog::{BranchPoint, Store};
-use crate::export::{self, Archive, Directory, ExportError, Exported, Target, Watch};
-use crate::format::counted;
+use crate::export::{self, Archive, Contents, Directory, ExportError, Exported, Target, Watch};
+use crate::format::{InodeRecord, counted};
 use crate::postgres::instance::Wishes;
 use crate::postgres::postmaster::StopMode;
 use crate::serve::Failure;
@@ -77,13 +79,11 @@ pub(super) fn run(args: &ExportArgs, store: Store) -> Result<u8, Failure> {
         return Err(Failure::new("usage", text).exit(2).hint("name a file for the archive"));
     }
     let mut target = begin(args)?;
-    let store = Arc::new(store);
-    let by = requester();
-    let child = PassingBranch::of(&store, &args.point, "export", &by)?;
-    let exported = prepare(&child, args).and_then(|()| write_out(&child, &mut *target, &cancel));
-    let gone = child.delete();
+    let exported = export(args, &Arc::new(store), &mut *target, &cancel);
+    if exported.is_err() {
+        target.give_up();
+    }
     let exported = exported?;
-    gone?;
     let to = args.tar.as_ref().or(args.dir.as_ref());
     let to = to.map_or_else(String::new, |path| path.display().to_string());
     if args.json {
@@ -93,6 +93,20 @@ pub(super) fn run(args: &ExportArgs, store: Store) -> Result<u8, Failure> {
         if to_stdout { eprint!("{text}") } else { output::print(&text) }
     }
     Ok(0)
+}
+
+fn export(
+    args: &ExportArgs,
+    store: &Arc<Store>,
+    target: &mut dyn Target,
+    cancel: &AtomicBool,
+) -> Result<Exported, Failure> {
+    let by = requester();
+    let child = PassingBranch::of(store, &args.point, "export", &by)?;
+    let exported = prepare(&child, args).and_then(|()| write_out(&child, target, cancel));
+    let gone = child.delete();
+    let exported = exported?;
+    gone.map(|()| exported)
 }
 
 fn sentence(from: &BranchPoint, to: &str, done: Exported) -> String {
@@ -118,29 +132,82 @@ fn begin(args: &ExportArgs) -> Result<Box<dyn Target>, Failure> {
         let out: Box<dyn Write> = Box::new(BufWriter::with_capacity(1 << 20, io::stdout()));
         return Ok(Box::new(Archive::begin(out, "the standard output")));
     }
-    let file = File::options().write(true).create_new(true).open(path);
-    let file = file.map_err(|source| {
-        let path = path.clone();
-        of_export(&match source.kind() {
-            io::ErrorKind::AlreadyExists => ExportError::InTheWay { path },
-            _ => ExportError::Write { what: "creating", path, source },
-        })
-    })?;
-    let out: Box<dyn Write> = Box::new(Synced(BufWriter::with_capacity(1 << 20, file)));
-    Ok(Box::new(Archive::begin(out, &path.display().to_string())))
+    let archive = NewArchive::begin(path).map_err(|error| of_export(&error))?;
+    Ok(Box::new(archive))
 }
 
-/// A file whose flush reaches the disk.
-struct Synced(BufWriter<File>);
+/// An archive in a new file, which gets its name when it is whole.
+struct NewArchive {
+    archive: Archive<BufWriter<File>>,
+    partial: PathBuf,
+    path: PathBuf,
+}
 
-impl Write for Synced {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.write(buf)
+impl NewArchive {
+    fn begin(path: &Path) -> Result<NewArchive, ExportError> {
+        if path.symlink_metadata().is_ok() {
+            return Err(ExportError::InTheWay { path: path.to_owned() });
+        }
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(format!(".{}.partial", std::process::id()));
+        let partial = PathBuf::from(partial);
+        let file = File::create(&partial);
+        let file = file.map_err(|source| {
+            let path = partial.clone();
+            ExportError::Write { what: "creating", path, source }
+        })?;
+        let out = BufWriter::with_capacity(1 << 20, file);
+        let archive = Archive::begin(out, &partial.display().to_string());
+        Ok(NewArchive { archive, partial, path: path.to_owned() })
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()?;
-        self.0.get_ref().sync_all()
+    /// Makes the file durable under its name, in the place of nothing.
+    fn publish(&mut self) -> io::Result<()> {
+        let flags = RenameFlags::RENAME_NOREPLACE;
+        match renameat2(AT_FDCWD, &self.partial, AT_FDCWD, &self.path, flags) {
+            // Filesystems that cannot promise that.
+            Err(Errno::EINVAL | Errno::ENOSYS) => std::fs::rename(&self.partial, &self.path)?,
+            other => other?,
+        }
+        let above = self.path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        File::open(above.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+impl Target for NewArchive {
+    fn directory(&mut self, path: &Path, record: &InodeRecord) -> Result<(), ExportError> {
+        self.archive.directory(path, record)
+    }
+
+    fn file(
+        &mut self,
+        path: &Path,
+        record: &InodeRecord,
+        contents: &Contents<'_>,
+    ) -> Result<u64, ExportError> {
+        self.archive.file(path, record, contents)
+    }
+
+    fn hard_link(&mut self, path: &Path, first: &Path) -> Result<(), ExportError> {
+        self.archive.hard_link(path, first)
+    }
+
+    fn other(&mut self, path: &Path, record: &InodeRecord) -> Result<(), ExportError> {
+        self.archive.other(path, record)
+    }
+
+    fn finish(&mut self) -> Result<(), ExportError> {
+        self.archive.finish()?;
+        let synced = self.archive.out().get_ref().sync_all();
+        synced.and_then(|()| self.publish()).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => ExportError::InTheWay { path: self.path.clone() },
+            _ => ExportError::Write { what: "writing", path: self.path.clone(), source },
+        })
+    }
+
+    fn give_up(&mut self) {
+        // After it was published nothing of that name is there.
+        let _ = std::fs::remove_file(&self.partial);
     }
 }
 
@@ -153,6 +220,9 @@ fn of_export(error: &ExportError) -> Failure {
             // What it is called is as good to know as what became of it.
             let of_source = crate::serve::failure::of_fs(source);
             Failure { message: Failure::caused("", error).message, ..of_source }
+        }
+        ExportError::PathTooLong { .. } => {
+            Failure::caused("export", error).hint("--tar writes paths of any length")
         }
         ExportError::Write { .. } => crate::serve::failure::of_host("export", error),
         ExportError::Interrupted => Failure::caused("interrupted", error).exit(130),

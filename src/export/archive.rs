@@ -23,6 +23,11 @@ impl<W: Write> Archive<W> {
         Archive { builder: Builder::new(out), name: name.to_owned() }
     }
 
+    /// Where it is written to.
+    pub fn out(&self) -> &W {
+        self.builder.get_ref()
+    }
+
     fn writing(&self, source: io::Error) -> ExportError {
         ExportError::Write { what: "writing to", path: (&self.name).into(), source }
     }

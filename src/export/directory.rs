@@ -16,6 +16,8 @@ use crate::io::sys;
 /// A directory that is being filled.
 pub struct Directory {
     root: PathBuf,
+    /// The root itself was made for this.
+    made: bool,
     /// Directories get their mode and times at the end: filling them changes the times, and may
     /// need more permissions.
     directories: Vec<(PathBuf, InodeRecord)>,
@@ -25,23 +27,28 @@ pub struct Directory {
 impl Directory {
     /// Begins with `root`, which must be missing or empty.
     pub fn begin(root: &Path) -> Result<Directory, ExportError> {
+        let mut made = false;
         match fs::read_dir(root).map(|mut entries| entries.next().is_none()) {
             Ok(true) => {}
             Ok(false) => return Err(ExportError::InTheWay { path: root.to_owned() }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Nobody else looks in before it has the mode of the branch's root.
-                let made = fs::DirBuilder::new().mode(0o700).create(root);
-                made.map_err(writing("making", root))?;
+                let new = fs::DirBuilder::new().mode(0o700).create(root);
+                new.map_err(writing("making", root))?;
+                made = true;
             }
             Err(error) => return Err(writing("reading", root)(error)),
         }
-        Ok(Directory { root: root.to_owned(), directories: Vec::new(), can_share: true })
+        Ok(Directory { root: root.to_owned(), made, directories: Vec::new(), can_share: true })
     }
 }
 
 fn writing(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ExportError + use<> {
     let path = path.to_owned();
-    move |source| ExportError::Write { what, path, source }
+    move |source| match source.raw_os_error() {
+        Some(libc::ENAMETOOLONG) => ExportError::PathTooLong { path },
+        _ => ExportError::Write { what, path, source },
+    }
 }
 
 /// Gives the file at `path` owner, mode and times of the record, and its extended attributes.
@@ -130,5 +137,23 @@ impl Target for Directory {
         let above = above.unwrap_or_else(|| PathBuf::from("/"));
         let above_synced = File::open(&above).and_then(|dir| dir.sync_all());
         above_synced.map_err(writing("syncing", &above))
+    }
+
+    fn give_up(&mut self) {
+        let remove = || -> io::Result<()> {
+            if self.made {
+                return fs::remove_dir_all(&self.root);
+            }
+            for entry in fs::read_dir(&self.root)? {
+                let entry = entry?;
+                let path = entry.path();
+                let is_dir = entry.file_type()?.is_dir();
+                if is_dir { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+            }
+            Ok(())
+        };
+        if let Err(error) = remove() {
+            tracing::warn!(%error, path = %self.root.display(), "half a copy stays");
+        }
     }
 }

@@ -17,7 +17,7 @@ pub use archive::Archive;
 pub use contents::Contents;
 pub use directory::Directory;
 
-use crate::format::{FileKind, Ino, InodeRecord};
+use crate::format::{FileKind, Ino, InodeRecord, abbreviated};
 use crate::fs::{Fs, FsError};
 
 /// An export failed; what it has written so far stays where it is.
@@ -46,6 +46,12 @@ pub enum ExportError {
         path: PathBuf,
         /// The host's answer.
         source: io::Error,
+    },
+    /// The host knows no paths of that length.
+    #[error("{} has {} bytes, more than a path of the host can have", abbreviated(path), path.as_os_str().len())]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
     },
     /// Somebody asked to give up.
     #[error("interrupted")]
@@ -84,6 +90,8 @@ pub trait Target {
     fn other(&mut self, path: &Path, record: &InodeRecord) -> Result<(), ExportError>;
     /// Everything is there: makes it durable.
     fn finish(&mut self) -> Result<(), ExportError>;
+    /// Something failed: removes what was written. Half a copy is worth nothing, and in the way.
+    fn give_up(&mut self) {}
 }
 
 /// Whoever wants to know how an export gets on, and may end it.

@@ -1,5 +1,7 @@
 //! Numbers with their noun, for messages.
 
+use std::path::Path;
+
 /// A number and its noun: `1 file`, `2 files`, `0 directories`.
 ///
 /// `noun` is the singular of a regular English noun, with whatever stands before it
@@ -15,6 +17,17 @@ pub fn counted(count: impl TryInto<u64>, noun: &str) -> String {
         None if noun.ends_with(['s', 'x']) || noun.ends_with("ch") => format!("{count} {noun}es"),
         None => format!("{count} {noun}s"),
     }
+}
+
+/// The beginning of a path that is too long to be shown, or to be used.
+pub fn abbreviated(path: &Path) -> String {
+    const CHARACTERS: usize = 120;
+    let text = path.to_string_lossy();
+    let mut short: String = text.chars().take(CHARACTERS).collect();
+    if short.len() < text.len() {
+        short.push_str("...");
+    }
+    short
 }
 
 #[cfg(test)]

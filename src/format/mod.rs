@@ -20,7 +20,7 @@ pub mod name_hash;
 mod samples;
 pub mod sums;
 
-pub use counted::counted;
+pub use counted::{abbreviated, counted};
 pub use error::FormatError;
 pub use id::{BranchId, GRANULE_BYTES, Granule, Ino, LayerId};
 pub use index::{DirEntryRef, Index, IndexBuilder, IndexBytes, IndexCounts, IndexMeta};

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::catalog::{CatalogError, LockError};
+use crate::format::abbreviated;
 use crate::postgres::{DbState, ProbeError};
 
 /// An import was refused or failed; the store is as it was before.
@@ -130,6 +131,15 @@ pub enum ImportError {
         /// Its size.
         bytes: u64,
     },
+    /// An adopted file is read by its path, and the host knows no path of that length.
+    #[error(
+        "{} has {} bytes, more than a path of the host can have, and could not be read",
+        abbreviated(path), path.as_os_str().len()
+    )]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+    },
     /// The host refused a call.
     #[error("{what} {}", path.display())]
     Host {
@@ -177,6 +187,9 @@ impl ImportError {
             }
             ImportError::OutsideWhileAdopting { .. } => {
                 "use a copying import (cowfs import PGDATA), which brings it into the branch"
+            }
+            ImportError::PathTooLong { .. } => {
+                "use a copying import, which needs no path to read it again"
             }
             ImportError::Catalog(CatalogError::BranchExists { .. }) => {
                 "choose another name, or delete that branch first"

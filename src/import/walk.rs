@@ -292,6 +292,12 @@ impl Walker<'_> {
             let path = self.plan.trees[here.tree].full_path(&here.entry(name));
             return Err(ImportError::TooLarge { path, bytes: size });
         }
+        if self.options.adopt {
+            let path = self.plan.trees[here.tree].full_path(&here.entry(name));
+            if path.as_os_str().len() >= libc::PATH_MAX as usize {
+                return Err(ImportError::PathTooLong { path });
+            }
+        }
         let adopted = self.options.adopt.then(|| AdoptedSource {
             path: here.entry(name),
             host_ino: metadata.ino(),

@@ -18,6 +18,9 @@ const DAMAGED: &str = "damaged";
 /// Said with every damage.
 const CHECK_HINT: &str = "`cowfs check` shows all that is damaged";
 
+/// Said when contents do not agree with their checksum.
+const READ_DATA_HINT: &str = "`cowfs check --read-data` finds all contents that are damaged";
+
 /// Said where the store cannot be written to.
 const NOT_WRITABLE_HINT: &str = "the store must be writable for you: every command writes to its \
                                  catalog, or to the locks beside it";
@@ -103,8 +106,8 @@ pub fn of_branch(error: &BranchError) -> Failure {
 
 fn of_layer(error: &LayerError) -> Failure {
     match error {
+        LayerError::Corrupt { .. } => Failure::caused(DAMAGED, error).exit(3).hint(READ_DATA_HINT),
         LayerError::Damaged { .. }
-        | LayerError::Corrupt { .. }
         | LayerError::DataTooShort { .. }
         | LayerError::AdoptedChanged { .. } => {
             Failure::caused(DAMAGED, error).exit(3).hint(CHECK_HINT)
