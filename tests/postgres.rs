@@ -7,6 +7,7 @@ mod postgres_support;
 
 use std::fs;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -422,6 +423,57 @@ fn mount_a_data_directory_that_does_not_fit() {
     let said = scene.run(&["start", "main"]).fails(1);
     assert!(said.contains("belongs to root, and Postgres never runs as root"), "{said}");
     assert_eq!(scene.mounts().len(), 1, "what the user has mounted stays mounted");
+}
+
+/// A directory with the same programs, by other names for the same files.
+fn another_bin(scene: &Scene, name: &str) -> PathBuf {
+    let dir = scene.path(name);
+    fs::create_dir(&dir).unwrap();
+    for program in fs::read_dir(BIN).unwrap() {
+        let program = program.unwrap();
+        std::os::unix::fs::symlink(program.path(), dir.join(program.file_name())).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn mount_a_branch_keeps_where_its_postgres_is() {
+    let Some(scene) = Scene::with_cluster("") else { return };
+    let bin = another_bin(&scene, "bin-of-main");
+    let bin = bin.to_str().unwrap();
+    let program_of = |branch: &str| {
+        let pid = scene.sql(branch, "SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)");
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        let first = words.split(|byte| *byte == 0).next().unwrap();
+        String::from_utf8_lossy(first).into_owned()
+    };
+    let said = scene.run(&["branch", "pg-bin", "main", bin]).ok();
+    assert_eq!(said, format!("Branch main uses Postgres 15 in {bin}"));
+    scene.run(&["start", "main"]).ok();
+    assert_eq!(program_of("main"), format!("{bin}/postgres"));
+    // Kept over a stop, and by children.
+    scene.run(&["stop", "main"]).ok();
+    scene.run(&["start", "main"]).ok();
+    scene.run(&["fork", "main", "child"]).ok();
+    for branch in ["main", "child"] {
+        assert_eq!(program_of(branch), format!("{bin}/postgres"), "{branch}");
+    }
+    assert!(scene.run(&["branch", "show", "child"]).ok().contains(&format!("pg-bin   {bin}")));
+    let other = another_bin(&scene, "bin-of-child");
+    scene.run(&["stop", "child"]).ok();
+    scene.run(&["start", "child", "--pg-bin", other.to_str().unwrap()]).ok();
+    assert_eq!(program_of("child"), other.join("postgres").to_str().unwrap());
+    scene.run(&["stop", "main"]).ok();
+    fs::rename(bin, scene.path("gone")).unwrap();
+    let said = scene.run(&["start", "main"]).fails(1);
+    assert!(said.contains(&format!("there is no postgres in {bin}")), "{said}");
+    assert!(said.contains("`cowfs branch pg-bin main auto`"), "{said}");
+    let json = scene.run(&["branch", "pg-bin", "main", "auto", "--json"]).ok();
+    assert!(json.contains("\"pg_bin\": null"), "{json}");
+    scene.run(&["start", "main"]).ok();
+    assert_eq!(program_of("main"), format!("{BIN}/postgres"));
+    let said = scene.run(&["branch", "pg-bin", "main", "/etc"]).fails(1);
+    assert!(said.contains("there is no postgres in /etc"), "{said}");
 }
 
 /// The server of a crashed backend recovers with fsync, although the first start left it out.

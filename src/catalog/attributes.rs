@@ -1,6 +1,9 @@
 //! What is said of a branch, without its state: protection, expiry, its place in the tree.
 
-use rusqlite::params;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rusqlite::{ToSql, params};
 
 use super::branches::{self, BranchRow};
 use super::oplog::{self, Actor};
@@ -48,9 +51,24 @@ impl Catalog {
         self.set(id, "quota_bytes = ?2", value, &detail, actor)
     }
 
+    /// Sets where the programs of a branch's Postgres are; none: they are searched for.
+    pub fn set_pg_bin(
+        &self,
+        id: BranchId,
+        dir: Option<&Path>,
+        actor: Actor<'_>,
+    ) -> Result<BranchRow, CatalogError> {
+        let detail = match dir {
+            Some(dir) => format!("Postgres programs in {}", dir.display()),
+            None => "Postgres programs are searched for".to_owned(),
+        };
+        let value = dir.map(|dir| dir.as_os_str().as_bytes());
+        self.set(id, "pg_bin = ?2", value, &detail, actor)
+    }
+
     /// Makes a branch a root of the tree: it has no parent any more.
     pub fn detach_branch(&self, id: BranchId, actor: Actor<'_>) -> Result<BranchRow, CatalogError> {
-        self.set(id, "parent = ?2", None, "detached from its parent", actor)
+        self.set(id, "parent = ?2", None::<i64>, "detached from its parent", actor)
     }
 
     /// Has a branch and its parent change places in the tree. Nobody's data changes.
@@ -80,7 +98,7 @@ impl Catalog {
         &self,
         id: BranchId,
         assignment: &str,
-        value: Option<i64>,
+        value: Option<impl ToSql>,
         detail: &str,
         actor: Actor<'_>,
     ) -> Result<BranchRow, CatalogError> {

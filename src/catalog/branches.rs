@@ -1,5 +1,9 @@
 //! Branches: look up, create, rename, delete.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
@@ -38,6 +42,8 @@ pub struct BranchRow {
     pub expires_ms: Option<i64>,
     /// Bytes that its own layers may take; any number, if none.
     pub quota_bytes: Option<u64>,
+    /// The directory with the programs of its Postgres, if one was set; else they are searched for.
+    pub pg_bin: Option<PathBuf>,
     /// When it was deleted; what it held stays until `gc` purges it. None while it lives.
     pub deleted_ms: Option<i64>,
 }
@@ -58,7 +64,7 @@ pub struct NewBranch {
 }
 
 const COLUMNS: &str = "id, name, parent, head, created_ms, created_by, hygiene_pending, origin, \
-                       protected, expires_ms, deleted_ms, begins, quota_bytes";
+                       protected, expires_ms, deleted_ms, begins, quota_bytes, pg_bin";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<BranchRow> {
     let name: String = row.get(1)?;
@@ -78,6 +84,9 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<BranchRow> {
         deleted_ms: row.get(10)?,
         begins: row.get::<_, Option<u64>>(11)?.map(LayerId),
         quota_bytes: row.get(12)?,
+        pg_bin: row
+            .get::<_, Option<Vec<u8>>>(13)?
+            .map(|bytes| PathBuf::from(OsString::from_vec(bytes))),
     })
 }
 
@@ -110,7 +119,7 @@ fn find(connection: &Connection, id: BranchId) -> Result<Option<BranchRow>, Cata
     Ok(connection.prepare_cached(&sql)?.query_row([id.0], from_row).optional()?)
 }
 
-/// Adds a branch whose head layer has its row already.
+/// Adds a branch whose head layer has its row already. Its Postgres is its parent's.
 pub(super) fn insert(
     transaction: &Transaction<'_>,
     new: &NewBranch,
@@ -135,8 +144,10 @@ pub(super) fn insert_as(
         .prepare_cached(
             "INSERT INTO branches
              (name, parent, head, created_ms, created_by, hygiene_pending, origin, deleted_ms,
-              expires_ms, begins)
-             SELECT ?, ?, id, ?, ?, ?, ?, ?, ?, parent FROM layers WHERE id = ?",
+              expires_ms, begins, pg_bin)
+             SELECT ?1, ?2, id, ?3, ?4, ?5, ?6, ?7, ?8, parent,
+                    (SELECT pg_bin FROM branches WHERE id = ?2)
+             FROM layers WHERE id = ?9",
         )?
         .execute(params![
             new.name.as_str(),

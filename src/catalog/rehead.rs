@@ -98,8 +98,11 @@ fn keep(
         old.hygiene_pending,
         deleted_ms,
     )?;
-    let mut set = transaction.prepare_cached("UPDATE branches SET begins = ? WHERE id = ?")?;
-    set.execute(params![old.begins.map(|layer| layer.0), kept.id.0])?;
+    let mut set = transaction.prepare_cached(
+        "UPDATE branches SET begins = ?1, pg_bin = (SELECT pg_bin FROM branches WHERE id = ?2)
+         WHERE id = ?3",
+    )?;
+    set.execute(params![old.begins.map(|layer| layer.0), old.id.0, kept.id.0])?;
     branches::require_any(transaction, kept.id)
 }
 

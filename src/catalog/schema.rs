@@ -43,6 +43,7 @@ CREATE TABLE branches (
     protected        INTEGER NOT NULL DEFAULT 0 CHECK (protected IN (0, 1)),
     expires_ms       INTEGER,
     quota_bytes      INTEGER CHECK (quota_bytes > 0),
+    pg_bin           BLOB,
     deleted_ms       INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX branch_names ON branches (name) WHERE deleted_ms IS NULL;

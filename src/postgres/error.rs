@@ -215,8 +215,10 @@ impl PostgresError {
                  with --pg-bin DIR"
             ),
             Self::NotABinDirectory { .. } | Self::OtherMajor { .. } => {
-                "--pg-bin takes the directory that holds `postgres`; leave it away to search"
-                    .to_owned()
+                format!(
+                    "--pg-bin takes the directory that holds `postgres`; leave it away to search, and \
+                     `cowfs branch pg-bin {branch} auto` if it was set for the branch"
+                )
             }
             Self::NoClient { .. } => {
                 "install one (Debian: apt-get install postgresql-client)".to_owned()

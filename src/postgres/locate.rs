@@ -36,16 +36,22 @@ impl Binaries {
     /// in PATH.
     pub fn find(major: u32, named: Option<&Path>) -> Result<Binaries, PostgresError> {
         if let Some(dir) = named {
-            let found = major_of(dir)
-                .ok_or_else(|| PostgresError::NotABinDirectory { dir: dir.to_owned() })?;
-            let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-            return if found == major {
-                Ok(Binaries { dir, major })
+            let found = Binaries::in_dir(dir)?;
+            return if found.major == major {
+                Ok(found)
             } else {
+                let Binaries { dir, major: found } = found;
                 Err(PostgresError::OtherMajor { dir, found, wanted: major })
             };
         }
         search(major, &candidates(major))
+    }
+
+    /// The programs in `dir`, of whatever version they are.
+    pub fn in_dir(dir: &Path) -> Result<Binaries, PostgresError> {
+        let major =
+            major_of(dir).ok_or_else(|| PostgresError::NotABinDirectory { dir: dir.to_owned() })?;
+        Ok(Binaries { dir: dir.canonicalize().unwrap_or_else(|_| dir.to_owned()), major })
     }
 
     /// The programs of every supported major version that are found, the newest first.

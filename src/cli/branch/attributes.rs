@@ -1,5 +1,6 @@
-//! `cowfs branch protect`, `unprotect`, `expire`, `detach` and `promote`: what is said of a branch.
+//! `cowfs branch protect`, `unprotect`, `expire`, `detach`, `promote`, `quota` and `pg-bin`: what is said of a branch.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::span::{self, OrNever};
@@ -7,6 +8,7 @@ use super::super::{failure, output, requester};
 use super::here_or_there::require;
 use crate::branch::fork::Requester;
 use crate::catalog::{Actor, BranchName, CatalogError, Store};
+use crate::postgres::locate::Binaries;
 use crate::serve::{ControlError, Failure, Request, control};
 
 /// Time for a serving process to answer.
@@ -70,6 +72,28 @@ pub(in crate::cli) struct QuotaArgs {
     json: bool,
 }
 
+/// Arguments of `cowfs branch pg-bin`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Kept until it is set anew, over stops and starts; children get it with the fork. --pg-bin of a \
+command goes before it.
+
+Examples:
+  cowfs branch pg-bin main /opt/pgsql-17/bin
+  cowfs branch pg-bin main auto"
+)]
+pub(in crate::cli) struct PgBinArgs {
+    /// The branch
+    #[arg(add = crate::cli::complete::branches())]
+    name: BranchName,
+    /// Directory that holds `postgres`; or auto, to search for the cluster's version
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// A number of bytes, or no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Size(Option<u64>);
@@ -106,6 +130,8 @@ struct Attributes<'a> {
     expires: Option<String>,
     /// Bytes that its own layers may take.
     quota_bytes: Option<u64>,
+    /// Where the programs of its Postgres are, if that was set.
+    pg_bin: Option<PathBuf>,
 }
 
 fn actor(by: &Requester) -> Actor<'_> {
@@ -121,8 +147,9 @@ fn answer(store: &Store, name: &BranchName, json: bool, sentence: &str) -> Resul
     let parent = row.parent.map_or(Ok(None), |id| store.catalog.branch_by_id(id));
     let parent = parent.map_err(|error| failure::of_catalog(&error))?.map(|row| row.name);
     let expires = row.expires_ms.map(output::time);
-    let (protected, quota_bytes) = (row.protected, row.quota_bytes);
-    output::print_json(&Attributes { branch: name, parent, protected, expires, quota_bytes })?;
+    let (protected, quota_bytes, pg_bin) = (row.protected, row.quota_bytes, row.pg_bin);
+    let attributes = Attributes { branch: name, parent, protected, expires, quota_bytes, pg_bin };
+    output::print_json(&attributes)?;
     Ok(0)
 }
 
@@ -166,6 +193,24 @@ pub(super) fn quota(args: &QuotaArgs, store: &Store) -> Result<u8, Failure> {
     let what = bytes.map_or_else(
         || "may take any space".to_owned(),
         |bytes| format!("may take {}", output::bytes(bytes)),
+    );
+    answer(store, &args.name, args.json, &format!("Branch {} {what}\n", args.name))
+}
+
+pub(super) fn pg_bin(args: &PgBinArgs, store: &Store) -> Result<u8, Failure> {
+    let (row, by) = (require(store, &args.name)?, requester());
+    let dir = match args.dir.as_os_str() == "auto" {
+        true => None,
+        false => Some(
+            Binaries::in_dir(&args.dir)
+                .map_err(|error| failure::of_postgres(args.name.as_str(), &error))?,
+        ),
+    };
+    let set = store.catalog.set_pg_bin(row.id, dir.as_ref().map(|found| &*found.dir), actor(&by));
+    set.map_err(|error| failure::of_catalog(&error))?;
+    let what = dir.map_or_else(
+        || "uses the Postgres of its version that is found".to_owned(),
+        |found| format!("uses Postgres {} in {}", found.major, output::path(&found.dir)),
     );
     answer(store, &args.name, args.json, &format!("Branch {} {what}\n", args.name))
 }

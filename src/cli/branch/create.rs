@@ -295,6 +295,7 @@ mod tests {
             expires_ms: None,
             begins: None,
             quota_bytes: None,
+            pg_bin: None,
             deleted_ms: None,
         };
         let names: [BranchPoint; 2] = ["p".parse().unwrap(), "q".parse().unwrap()];

@@ -263,6 +263,7 @@ mod tests {
             protected: id == 3,
             expires_ms: (id == 4).then_some(100_000_000),
             quota_bytes: None,
+            pg_bin: None,
             deleted_ms: None,
         };
         Listed {

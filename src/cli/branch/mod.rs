@@ -45,6 +45,8 @@ pub(super) enum BranchCommand {
     Expire(attributes::ExpireArgs),
     /// Limit what a branch takes on the disk
     Quota(attributes::QuotaArgs),
+    /// Set where the programs of a branch's Postgres are
+    PgBin(attributes::PgBinArgs),
 }
 
 impl BranchCommand {
@@ -68,6 +70,7 @@ impl BranchCommand {
             BranchCommand::Unprotect(args) => attributes::protect(args, &store, false),
             BranchCommand::Expire(args) => attributes::expire(args, &store),
             BranchCommand::Quota(args) => attributes::quota(args, &store),
+            BranchCommand::PgBin(args) => attributes::pg_bin(args, &store),
         }
     }
 }

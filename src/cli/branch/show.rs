@@ -1,6 +1,7 @@
 //! `cowfs branch show`.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::super::postgres::reach::{self, Server};
@@ -44,6 +45,8 @@ struct Shown {
     expires: Option<String>,
     /// Bytes that its own layers may take.
     quota_bytes: Option<u64>,
+    /// Where the programs of its Postgres are, if that was set.
+    pg_bin: Option<PathBuf>,
     snapshots: Vec<SnapshotName>,
     /// What `cowfs branch create --at` can reach: from a time to a time.
     reachable: Vec<Reachable>,
@@ -144,6 +147,7 @@ fn collect(store: &Arc<Store>, name: &BranchName) -> Result<Shown, crate::catalo
         protected: row.protected,
         expires: row.expires_ms.map(output::time),
         quota_bytes: row.quota_bytes,
+        pg_bin: row.pg_bin.clone(),
         snapshots: store.catalog.snapshots_of(row.id)?.into_iter().map(|s| s.name).collect(),
         state: status.state,
         in_use: postgres.is_some() || !matches!(status.state, State::NotMounted | State::Dead),
@@ -241,6 +245,9 @@ fn describe(shown: &Shown) -> String {
     }
     if let Some(quota) = shown.quota_bytes {
         let _ = writeln!(text, "  quota    {}", output::bytes(quota));
+    }
+    if let Some(dir) = &shown.pg_bin {
+        let _ = writeln!(text, "  pg-bin   {}", output::path(dir));
     }
     if !shown.snapshots.is_empty() {
         let names: Vec<&str> = shown.snapshots.iter().map(SnapshotName::as_str).collect();

@@ -254,7 +254,8 @@ impl BringUp<'_> {
     fn plan(&self, place: &Place, major: u32) -> Result<Plan, PostgresError> {
         let wishes = self.wishes;
         let owner = Owner::of(&place.dir)?;
-        let binaries = Binaries::find(major, wishes.pg_bin.as_deref())?;
+        let named = wishes.pg_bin.as_deref().or(self.row.pg_bin.as_deref());
+        let binaries = Binaries::find(major, named)?;
         let config_file = self.config_file(&place.dir, major)?;
         let configured = Configuration::of_server(&config_file, &place.dir);
         let kept = self.kept();
