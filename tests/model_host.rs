@@ -34,8 +34,8 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Carries `ops` out; returns how many of them were done and how many refused, or what is wrong.
-fn run(ops: &[Op]) -> Result<[usize; 2], String> {
-    let mut world = World::new().expect("it could be mounted before");
+fn run(ops: &[Op], options: &'static str) -> Result<[usize; 2], String> {
+    let mut world = World::new(options).expect("it could be mounted before");
     let mut did = 0;
     let lived = catch_unwind(AssertUnwindSafe(|| {
         for op in ops {
@@ -68,14 +68,19 @@ fn operations(seed: u64) -> Vec<Op> {
 /// The shortest failing sequence that is found until `deadline`, and what it says.
 ///
 /// Leaves out ever smaller parts: a run takes too long to try it operation by operation.
-fn shrink(mut ops: Vec<Op>, mut said: String, deadline: Instant) -> (Vec<Op>, String) {
+fn shrink(
+    mut ops: Vec<Op>,
+    mut said: String,
+    options: &'static str,
+    deadline: Instant,
+) -> (Vec<Op>, String) {
     let mut part = ops.len() / 2;
     while part > 0 {
         let mut at = ops.len();
         while at > 0 && Instant::now() < deadline {
             let start = at.saturating_sub(part);
             let fewer = [&ops[..start], &ops[at..]].concat();
-            if let Err(error) = run(&fewer) {
+            if let Err(error) = run(&fewer, options) {
                 (ops, said) = (fewer, error);
             }
             at = start;
@@ -85,10 +90,10 @@ fn shrink(mut ops: Vec<Op>, mut said: String, deadline: Instant) -> (Vec<Op>, St
     (ops, said)
 }
 
-fn fail(seed: u64, ops: Vec<Op>, said: String) -> ! {
+fn fail(seed: u64, ops: Vec<Op>, options: &'static str, said: String) -> ! {
     eprintln!("COWFS_MODEL_SEED={seed} fails, is shrunk now: {said}");
     let patience = number("COWFS_MODEL_SHRINK_SECONDS").unwrap_or(60);
-    let (ops, said) = shrink(ops, said, Instant::now() + Duration::from_secs(patience));
+    let (ops, said) = shrink(ops, said, options, Instant::now() + Duration::from_secs(patience));
     let lines: Vec<String> = ops.iter().map(|op| format!("    {op:?}")).collect();
     // What is wrong comes last: of a long output, people are shown the end.
     eprintln!("{}", lines.join("\n"));
@@ -98,23 +103,40 @@ fn fail(seed: u64, ops: Vec<Op>, said: String) -> ! {
 
 #[test]
 fn mount_random_operations_as_on_the_host() {
+    if mount_support::possible() && world::host_can() {
+        random_operations("rw", 30);
+    }
+}
+
+#[test]
+fn mount_random_operations_by_io_uring() {
     if !mount_support::possible() || !world::host_can() {
         return;
     }
+    let switch = "/sys/module/fuse/parameters/enable_uring";
+    if !std::path::Path::new(switch).exists() {
+        println!("skipped: there is no {switch}");
+        return;
+    }
+    random_operations("uring", 15);
+}
+
+/// On branches that are mounted with `options`, for so many seconds unless the environment says.
+fn random_operations(options: &'static str, seconds: u64) {
     let given = number("COWFS_MODEL_SEED");
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let first = given.unwrap_or(clock * 1000);
     // A seed without a time is one that is to be looked at again.
-    let default = if given.is_some() { 0 } else { 30 };
+    let default = if given.is_some() { 0 } else { seconds };
     let end =
         Instant::now() + Duration::from_secs(number("COWFS_MODEL_SECONDS").unwrap_or(default));
     let (mut seed, mut tally) = (first, [0, 0]);
     loop {
         println!("COWFS_MODEL_SEED={seed}");
         let ops = operations(seed);
-        match run(&ops) {
+        match run(&ops, options) {
             Ok(more) => tally = [tally[0] + more[0], tally[1] + more[1]],
-            Err(said) => fail(seed, ops, said),
+            Err(said) => fail(seed, ops, options, said),
         }
         seed += 1;
         if Instant::now() >= end {

@@ -67,7 +67,7 @@ def rewrite_pages(data: Path, count: int, seed: int) -> None:
 class Sides:
     """Makes the sides that are wanted and can be had here."""
 
-    NAMES = ("native", "import", "fork", "depth-10", "depth-100", "overlayfs", "fuse-overlayfs", "loop-ext4", "loop-xfs",
+    NAMES = ("native", "import", "fork", "fork-uring", "depth-10", "depth-100", "overlayfs", "fuse-overlayfs", "loop-ext4", "loop-xfs",
              "loop-btrfs", "loop-cowfs")
 
     def __init__(self, sandbox: Sandbox, binary: Path, postgres: Postgres, golden: Path, wanted: list, loop_size: str):
@@ -78,6 +78,7 @@ class Sides:
     def make(self) -> list:
         """All sides that are wanted; one that this machine lacks the programs for is said and left out."""
         makers = {"native": self.native, "import": lambda: self.branch("import", 0), "fork": lambda: self.branch("fork", 1),
+                  "fork-uring": lambda: self.branch("fork-uring", 1, "-o", "uring"),
                   "depth-10": lambda: self.branch("depth-10", 10), "depth-100": lambda: self.branch("depth-100", 100),
                   "overlayfs": self.overlayfs, "fuse-overlayfs": self.fuse_overlayfs, "loop-ext4": self.loop_ext4,
                   "loop-xfs": self.loop_xfs, "loop-btrfs": self.loop_btrfs, "loop-cowfs": self.loop_cowfs}
@@ -116,7 +117,7 @@ class Sides:
             self.store("import", self.golden, "--as", "main", timeout_s=1800)
         return self.store
 
-    def branch(self, name: str, depth: int) -> Side:
+    def branch(self, name: str, depth: int, *options: str) -> Side:
         cowfs = self.base()
         if depth == 0:
             branch = "main"
@@ -124,7 +125,7 @@ class Sides:
             branch = "main" if depth == 1 else self.deepen(cowfs, name, depth - 1)
             cowfs("branch", "create", name, "--from", branch)
             branch = name
-        return self.mounted(cowfs, name, "disk", branch)
+        return self.mounted(cowfs, name, "disk", branch, *options)
 
     def deepen(self, cowfs: Cowfs, name: str, layers: int) -> str:
         """A chain of forks below a side, each with pages of its own; gives the last."""
@@ -139,9 +140,9 @@ class Sides:
         where.rmdir()
         return branch
 
-    def mounted(self, cowfs: Cowfs, name: str, group: str, branch: str) -> Side:
+    def mounted(self, cowfs: Cowfs, name: str, group: str, branch: str, *options: str) -> Side:
         where = self.sandbox.directory(f"m-{name}")
-        cowfs.mount(branch, where)
+        cowfs.mount(branch, where, *options)
         return Side(name, group, where, server=lambda: cowfs.serving_pid(branch), cowfs=cowfs, branch=branch,
                     below=[cowfs.store / "layers"])
 

@@ -98,7 +98,7 @@ impl Catalog {
         &self,
         id: BranchId,
         assignment: &str,
-        value: Option<impl ToSql>,
+        value: impl ToSql,
         detail: &str,
         actor: Actor<'_>,
     ) -> Result<BranchRow, CatalogError> {

@@ -9,6 +9,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::{host_fs, output};
 use crate::catalog::Store;
+use crate::fuse::ring;
 use crate::postgres::locate::Binaries;
 use crate::serve::Failure;
 use crate::serve::detach::helper_is_installed;
@@ -71,8 +72,15 @@ impl Finding {
 
 pub(super) fn run(args: &DoctorArgs, dir: &Path) -> Result<u8, Failure> {
     let root = nix::unistd::geteuid().is_root();
-    let mut findings =
-        vec![device(), kernel(), helper(root), privileges(root), descriptors(), postgres()];
+    let mut findings = vec![
+        device(),
+        kernel(),
+        io_uring(),
+        helper(root),
+        privileges(root),
+        descriptors(),
+        postgres(),
+    ];
     findings.extend(store(dir));
     if args.json {
         output::print_json(&findings)?;
@@ -132,6 +140,19 @@ fn kernel() -> Finding {
 fn version_of(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Needed for `-o uring` only, so that its absence is no fault.
+fn io_uring() -> Finding {
+    let switch = Path::new(ring::ENABLED);
+    let found = match (ring::available(), switch.exists()) {
+        (true, _) => "usable (`cowfs mount -o uring`)".to_owned(),
+        (false, true) => {
+            format!("off (-o uring): root's mounts switch it on, or `echo Y > {}`", ring::ENABLED)
+        }
+        (false, false) => "the kernel has none for FUSE (-o uring)".to_owned(),
+    };
+    finding("io_uring", found)
 }
 
 fn helper(root: bool) -> Finding {

@@ -14,9 +14,14 @@ use crate::serve::protocol::Failure;
 use crate::serve::readiness::Ready;
 use crate::serve::server::{self, MountRequest};
 
+/// Options of all mounts that a user makes.
+const OPTIONS_VARIABLE: &str = "COWFS_MOUNT_OPTIONS";
+
 fn after_help() -> String {
     format!(
         "Mount options:\n{}
+{OPTIONS_VARIABLE} holds options for every mount, that of `cowfs start`, too; -o goes before it.
+
 Examples:
   cowfs mount main /srv/main
   cowfs mount main /srv/main --read-only
@@ -80,7 +85,7 @@ pub fn run(args: &MountArgs, open: impl FnOnce() -> Result<Store, Failure>) -> R
 }
 
 fn request(args: &MountArgs) -> Result<MountRequest, ServeError> {
-    let mut options = MountOptions::parse(&args.options)?;
+    let mut options = usual_options()?.and(&args.options)?;
     options.read_only |= args.read_only;
     Ok(MountRequest {
         branch: args.branch.clone(),
@@ -89,6 +94,12 @@ fn request(args: &MountArgs) -> Result<MountRequest, ServeError> {
         threads: args.threads.map(usize::from),
         timeout: args.timeout,
     })
+}
+
+/// The mount options that the environment asks for, for every mount.
+pub(in crate::cli) fn usual_options() -> Result<MountOptions, ServeError> {
+    let list = std::env::var_os(OPTIONS_VARIABLE).unwrap_or_default();
+    Ok(MountOptions::parse(&[list.to_string_lossy()])?)
 }
 
 fn report(branch: &BranchName, ready: &Ready) {

@@ -1,6 +1,7 @@
 //! POSIX meaning over a branch: names, inodes, reading, writing, syncing. No FUSE types here, so
 //! the whole filesystem is tested without a mount.
 
+pub mod ahead;
 pub mod attr;
 pub mod dir;
 pub mod hygiene;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::ahead::Commits;
 use super::{Fs, FsError};
 use crate::branch::View;
 use crate::format::{FileKind, Ino, InodeRecord};
@@ -38,6 +39,8 @@ pub struct Node {
     lookups: AtomicU64,
     /// Lies in pg_wal: taken over whole at the first write.
     pub wal: AtomicBool,
+    /// How it is written and synced, if it does.
+    pub commits: Commits,
     /// Attributes.
     pub state: Mutex<NodeState>,
     stacked: RwLock<Option<Stacked>>,
@@ -50,6 +53,7 @@ impl Node {
             kind: record.kind,
             lookups: AtomicU64::new(0),
             wal: AtomicBool::new(false),
+            commits: Commits::default(),
             state: Mutex::new(NodeState { record, times_dirty: false }),
             stacked: RwLock::new(None),
         }

@@ -7,21 +7,25 @@ impl Fs {
     /// Reads up to `len` bytes at `offset` into `buf`, whatever that held; fewer only at the end of
     /// the file.
     pub fn read(&self, ino: Ino, offset: u64, len: u32, buf: &mut Vec<u8>) -> Result<(), FsError> {
+        buf.resize(len as usize, 0);
+        let read = self.read_at(ino, offset, buf)?;
+        buf.truncate(read);
+        Ok(())
+    }
+
+    /// Reads up to `buf.len()` bytes at `offset`; gives how many, fewer only at the end of the file.
+    pub fn read_at(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
         let node = self.node(ino)?;
         if node.kind == FileKind::Directory {
             return Err(FsError::IsDirectory);
         }
-        self.lost.check(ino, Some(offset..offset.saturating_add(u64::from(len))))?;
+        let wanted = offset.saturating_add(buf.len() as u64);
+        self.lost.check(ino, Some(offset..wanted))?;
         let view = self.branch.view();
         let size = node.state.lock().record.size;
-        let end = offset.saturating_add(u64::from(len)).min(size);
-        if offset >= end {
-            buf.clear();
-            return Ok(());
-        }
-        // Not cleared before: each byte is written by the read, or the read fails.
-        buf.resize((end - offset) as usize, 0);
+        let len = wanted.min(size).saturating_sub(offset) as usize;
+        let Some(buf) = buf.get_mut(..len).filter(|buf| !buf.is_empty()) else { return Ok(0) };
         node.readable(&view)?.read(&view.data, buf, offset)?;
-        Ok(())
+        Ok(len)
     }
 }

@@ -13,6 +13,7 @@ impl Fs {
         if self.writable().is_err() {
             return Ok(Durable::sealed());
         }
+        self.note_commit_sync(ino);
         let durable = self.branch.sync_file(ino)?;
         self.lost.check(ino, None)?;
         Ok(durable)

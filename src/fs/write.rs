@@ -44,6 +44,7 @@ impl Fs {
         self.admit(&gate, &node, offset, data.len() as u64)?;
         self.change_contents(&gate, &node, false, |target| target.write(offset, data))?;
         self.note_write(&node, end);
+        self.note_commit_write(&node);
         self.lost.replaced(ino, offset..end);
         Ok(())
     }

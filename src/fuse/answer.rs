@@ -1,43 +1,45 @@
-//! Answers to the kernel, with a line in the log for what is no everyday answer.
+//! Answers through fuser.
 
-use fuser::{Errno, Generation, ReplyEmpty, ReplyEntry, ReplyXattr};
+use fuser::{Errno, Generation, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr};
 
-use super::convert::{FOREVER, file_attr};
-use super::errno::{errno_of, is_ordinary};
-use crate::fs::FsError;
+use super::calls::Answer;
+use super::convert::{FOREVER, file_attr, negative_attr};
 use crate::fs::attr::Attributes;
 
-/// The errno of `error`, with a line in the log unless it is an everyday answer.
-pub(super) fn logged(request: &'static str, error: &FsError) -> Errno {
-    if !is_ordinary(error) {
-        tracing::error!(request, %error, "request failed");
-    }
-    errno_of(error)
-}
-
-pub(super) fn reply_entry(
-    reply: ReplyEntry,
-    request: &'static str,
-    made: Result<Attributes, FsError>,
-) {
-    match made {
-        Ok(attributes) => reply.entry(&FOREVER, &file_attr(&attributes), Generation(0)),
-        Err(error) => reply.error(logged(request, &error)),
+pub(super) fn reply_entry(reply: ReplyEntry, answer: Answer<Option<Attributes>>) {
+    match answer {
+        Ok(Some(attributes)) => reply.entry(&FOREVER, &file_attr(&attributes), Generation(0)),
+        Ok(None) => reply.entry(&FOREVER, &negative_attr(), Generation(0)),
+        Err(errno) => reply.error(errno),
     }
 }
 
-pub(super) fn reply_empty(reply: ReplyEmpty, request: &'static str, done: Result<(), FsError>) {
-    match done {
+pub(super) fn reply_empty(reply: ReplyEmpty, answer: Answer<()>) {
+    match answer {
         Ok(()) => reply.ok(),
-        Err(error) => reply.error(logged(request, &error)),
+        Err(errno) => reply.error(errno),
     }
 }
 
-pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsError>) {
-    match value {
+pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, answer: Answer<Vec<u8>>) {
+    match answer {
         Ok(value) if size == 0 => reply.size(value.len() as u32),
         Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
         Ok(value) => reply.data(&value),
-        Err(error) => reply.error(logged("xattr", &error)),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn reply_attr(reply: ReplyAttr, answer: Answer<Attributes>) {
+    match answer {
+        Ok(attributes) => reply.attr(&FOREVER, &file_attr(&attributes)),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn reply_written(reply: ReplyWrite, answer: Answer<u32>) {
+    match answer {
+        Ok(bytes) => reply.written(bytes),
+        Err(errno) => reply.error(errno),
     }
 }

@@ -7,6 +7,7 @@ use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use crate::format::{FileKind, Timestamp};
 use crate::fs::attr::Attributes;
 use crate::fs::now;
+use crate::fs::rename::RenameMode;
 use crate::fs::write::AllocateMode;
 
 /// Names and attributes stay cached: nobody but this mount changes the branch.
@@ -22,6 +23,24 @@ pub(super) fn kind_of(kind: FileKind) -> FileType {
         FileKind::CharDevice => FileType::CharDevice,
         FileKind::BlockDevice => FileType::BlockDevice,
     }
+}
+
+/// The `S_IFMT` bits of a kind.
+pub(super) fn mode_bits(kind: FileKind) -> u32 {
+    match kind {
+        FileKind::Regular => libc::S_IFREG,
+        FileKind::Directory => libc::S_IFDIR,
+        FileKind::Symlink => libc::S_IFLNK,
+        FileKind::Fifo => libc::S_IFIFO,
+        FileKind::Socket => libc::S_IFSOCK,
+        FileKind::CharDevice => libc::S_IFCHR,
+        FileKind::BlockDevice => libc::S_IFBLK,
+    }
+}
+
+/// The number of a kind in a directory's entries: `DT_REG` and its like.
+pub(super) fn type_number(kind: FileKind) -> u32 {
+    mode_bits(kind) >> 12
 }
 
 /// The kind that the `S_IFMT` bits of `mode` name; `None` for a directory or nonsense, which
@@ -110,6 +129,16 @@ pub(super) fn negative_attr() -> FileAttr {
 /// The permission bits of a mode.
 pub(super) fn permissions(mode: u32) -> u16 {
     (mode & 0o7777) as u16
+}
+
+/// What the flags of renameat2(2) ask for; `None` where that is not known.
+pub(super) fn rename_mode(flags: u32) -> Option<RenameMode> {
+    Some(match flags {
+        0 => RenameMode::Replace,
+        libc::RENAME_NOREPLACE => RenameMode::NoReplace,
+        libc::RENAME_EXCHANGE => RenameMode::Exchange,
+        _ => return None,
+    })
 }
 
 /// What a mode of fallocate(2) asks for; `None` where it is not known.

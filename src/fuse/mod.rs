@@ -2,9 +2,11 @@
 
 pub mod adapter;
 mod answer;
+mod calls;
 mod convert;
 pub mod errno;
 pub mod metrics;
+pub mod ring;
 pub mod session;
 mod workers;
 

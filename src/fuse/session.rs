@@ -1,6 +1,7 @@
 //! Mounting, and the threads that serve a mount.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -8,7 +9,9 @@ use std::thread::JoinHandle;
 use fuser::{Config, MountOption, SessionACL};
 
 use super::adapter::Adapter;
+use super::calls::Calls;
 use super::metrics::Metrics;
+use super::ring::{self, Rings};
 use crate::fs::Fs;
 use crate::io::sys::RealTime;
 
@@ -48,6 +51,8 @@ pub struct MountConfig {
     pub extra_options: Vec<String>,
     /// Threads that answer requests.
     pub threads: usize,
+    /// Take requests by io_uring where the kernel allows it, instead of from /dev/fuse.
+    pub rings: bool,
     /// Let them run before ordinary threads, where that is permitted.
     pub real_time: bool,
 }
@@ -56,6 +61,7 @@ pub struct MountConfig {
 pub struct Session {
     dir: PathBuf,
     thread: JoinHandle<io::Result<()>>,
+    rings: Option<Rings>,
     /// Counts and latencies of requests.
     pub metrics: Arc<Metrics>,
 }
@@ -76,7 +82,7 @@ fn option(text: &str) -> MountOption {
     }
 }
 
-fn options(config: &MountConfig) -> Config {
+fn options(config: &MountConfig, threads: usize) -> Config {
     let mut mount_options = vec![
         MountOption::FSName(config.fs_name.clone()),
         // Not MountOption::Subtype: fuser gives that to fusermount3 only, never to the kernel.
@@ -105,17 +111,38 @@ fn options(config: &MountConfig) -> Config {
     let mut out = Config::default();
     out.mount_options = mount_options;
     out.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
-    out.n_threads = Some(config.threads.max(1));
+    out.n_threads = Some(threads);
     out.clone_fd = true;
     out
 }
 
 /// Mounts `fs` and begins to serve it.
 pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
-    let metrics = Arc::new(Metrics::default());
-    let adapter = Adapter::new(fs, metrics.clone(), config.threads);
+    let calls = Arc::new(Calls { fs, metrics: Arc::default() });
+    if config.rings && ring::available() {
+        match mount_by(&calls, config, true) {
+            Ok(session) => return Ok(session),
+            // Whatever else is wrong will be said again.
+            Err(error) => tracing::warn!(%error, "not served by io_uring"),
+        }
+    }
+    mount_by(&calls, config, false)
+}
+
+fn mount_by(
+    calls: &Arc<Calls>,
+    config: &MountConfig,
+    by_rings: bool,
+) -> Result<Session, FuseError> {
+    let metrics = calls.metrics.clone();
+    // With rings only FORGET and INTERRUPT come this way.
+    let threads = if by_rings { 1 } else { config.threads.max(1) };
+    let adapter = Adapter::new(calls.clone(), threads, by_rings);
     let failed = |source| FuseError::Mount { dir: config.dir.clone(), source };
-    let session = fuser::Session::new(adapter, &config.dir, &options(config)).map_err(failed)?;
+    let options = options(config, threads);
+    let session = fuser::Session::new(adapter, &config.dir, &options).map_err(failed)?;
+    let start = || Rings::start(session.as_fd(), calls.clone());
+    let rings = by_rings.then(start).transpose().map_err(failed)?;
     let background = spawn(session, config.real_time).map_err(failed)?;
     // When fuser drops its handle of a mount it unmounts once more: it takes an ended session for a
     // mounted one (0.18). That would hit whatever is mounted at the directory by then, also what
@@ -123,7 +150,7 @@ pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
     let background = Box::leak(Box::new(background));
     let placeholder = std::thread::Builder::new().spawn(|| Ok(())).map_err(failed)?;
     let thread = std::mem::replace(&mut background.guard, placeholder);
-    Ok(Session { dir: config.dir.clone(), thread, metrics })
+    Ok(Session { dir: config.dir.clone(), thread, rings, metrics })
 }
 
 /// Starts the threads that serve; those that they start run as they do.
@@ -146,7 +173,11 @@ impl Session {
     /// Waits until the filesystem is unmounted, by whomever.
     pub fn wait(self) -> Result<(), FuseError> {
         let dir = self.dir;
-        match self.thread.join() {
+        let ended = self.thread.join();
+        if let Some(rings) = self.rings {
+            rings.wait();
+        }
+        match ended {
             Ok(Ok(())) => Ok(()),
             // The kernel's way to say "unmounted".
             Ok(Err(source)) if source.raw_os_error() == Some(libc::ENODEV) => Ok(()),

@@ -106,6 +106,124 @@ pub fn start_write_out(fd: BorrowedFd<'_>, offset: u64, len: u64) {
     }
 }
 
+/// Requests of the kernel's FUSE side, one at a time, by way of an io_uring of their own (Linux
+/// 6.14; `FUSE_OVER_IO_URING` in `<linux/fuse.h>`, Documentation/filesystems/fuse/fuse-io-uring.rst).
+///
+/// The kernel writes a request into the two buffers and completes; the answer is written into the
+/// same buffers, and one system call hands it over and waits for the next request.
+pub struct FuseSlot {
+    // Before the buffers: dropping it ends the kernel's use of them.
+    ring: io_uring::IoUring<io_uring::squeue::Entry128>,
+    device: std::os::fd::OwnedFd,
+    queue: u16,
+    header: Box<[u8; FuseSlot::HEADER_BYTES]>,
+    payload: memmap2::MmapMut,
+    /// What the registration points to.
+    vectors: Box<[libc::iovec; 2]>,
+}
+
+// SAFETY: the pointers in `vectors` lead to buffers that the slot owns and that do not move.
+unsafe impl Send for FuseSlot {}
+
+impl FuseSlot {
+    /// `struct fuse_uring_req_header`: 128 bytes for `fuse_in_header` or `fuse_out_header`, 128 for
+    /// what is fixed for each operation, 32 for `fuse_uring_ent_in_out`.
+    pub const HEADER_BYTES: usize = 288;
+    const REGISTER: u32 = 1;
+    const COMMIT_AND_FETCH: u32 = 2;
+
+    /// A slot of the queue `queue` (the number of a processor) of an initialised FUSE connection,
+    /// for requests with at most `payload_bytes` beside their header. Belongs to the thread that
+    /// makes it.
+    pub fn new(device: BorrowedFd<'_>, queue: u16, payload_bytes: usize) -> io::Result<FuseSlot> {
+        let ring =
+            io_uring::IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(2)?;
+        let mut header = Box::new([0; FuseSlot::HEADER_BYTES]);
+        let mut payload = memmap2::MmapMut::map_anon(payload_bytes)?;
+        let vector = |base: *mut u8, len| libc::iovec { iov_base: base.cast(), iov_len: len };
+        let vectors = Box::new([
+            vector(header.as_mut_ptr(), header.len()),
+            vector(payload.as_mut_ptr(), payload.len()),
+        ]);
+        let device = device.try_clone_to_owned()?;
+        Ok(FuseSlot { ring, device, queue, header, payload, vectors })
+    }
+
+    /// Whether this process may have rings of this kind at all.
+    pub fn supported() -> bool {
+        let mut builder = io_uring::IoUring::<io_uring::squeue::Entry128>::builder();
+        builder.setup_single_issuer().setup_defer_taskrun().build(2).is_ok()
+    }
+
+    /// Offers the slot to the kernel; [`FuseSlot::wait`] has its first request.
+    pub fn register(&mut self) -> io::Result<()> {
+        self.push(FuseSlot::REGISTER, 0)?;
+        self.ring.submit()?;
+        // What is refused is refused at once; the rest completes with a request.
+        self.completed().unwrap_or(Ok(()))
+    }
+
+    /// Waits for a request.
+    pub fn wait(&mut self) -> io::Result<()> {
+        loop {
+            if let Some(result) = self.completed() {
+                return result;
+            }
+            match self.ring.submit_and_wait(1) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+        }
+    }
+
+    /// Hands over the answer to the request `commit`, and waits for the next request.
+    pub fn commit_and_wait(&mut self, commit: u64) -> io::Result<()> {
+        self.push(FuseSlot::COMMIT_AND_FETCH, commit)?;
+        self.wait()
+    }
+
+    fn completed(&mut self) -> Option<io::Result<()>> {
+        let result = self.ring.completion().next()?.result();
+        Some(if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) })
+    }
+
+    /// The header and the payload of the request at hand.
+    pub fn buffers(&mut self) -> (&mut [u8; FuseSlot::HEADER_BYTES], &mut [u8]) {
+        (&mut self.header, &mut self.payload)
+    }
+
+    fn push(&mut self, operation: u32, commit: u64) -> io::Result<()> {
+        use io_uring::squeue::Entry128;
+        /// Where `len` lies in a submission queue entry.
+        const LEN_AT: usize = 24;
+        // struct fuse_uring_cmd_req: flags, commit_id, qid.
+        let mut command = [0_u8; 80];
+        command[8..16].copy_from_slice(&commit.to_ne_bytes());
+        command[16..18].copy_from_slice(&self.queue.to_ne_bytes());
+        let device = io_uring::types::Fd(self.device.as_raw_fd());
+        let built = io_uring::opcode::UringCmd80::new(device, operation).cmd(command);
+        let mut entry = if operation == FuseSlot::REGISTER {
+            built.addr(Some(self.vectors.as_ptr() as u64)).build()
+        } else {
+            built.build()
+        };
+        if operation == FuseSlot::REGISTER {
+            // SAFETY: an entry is 128 plain bytes (io_uring_sqe), and stays a valid one with
+            // another `len`, which the builder does not set.
+            unsafe {
+                let bytes: *mut [u8; 128] = (&raw mut entry).cast();
+                let len = (self.vectors.len() as u32).to_ne_bytes();
+                (&mut (*bytes))[LEN_AT..LEN_AT + 4].copy_from_slice(&len);
+            }
+            const { assert!(size_of::<Entry128>() == 128) };
+        }
+        // SAFETY: the buffers that the kernel may write to from now on live as long as the ring,
+        // and `&mut self` is held until it has finished with them.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.map_err(io::Error::other)
+    }
+}
+
 /// Maps a file that nobody changes (a sealed index) for reading.
 pub fn map_immutable(file: &std::fs::File) -> io::Result<memmap2::Mmap> {
     // SAFETY: the callers map sealed files only; cowfs never changes one after its rename into

@@ -130,6 +130,7 @@ fn option_list(options: &MountOptions) -> Vec<String> {
         (options.read_only, "ro"),
         (options.xattr, "xattr"),
         (options.write_through, "writethrough"),
+        (options.rings, "uring"),
         (options.real_time, "realtime"),
         (options.allow_other, "allow_other"),
     ];
@@ -252,7 +253,8 @@ mod tests {
     #[test]
     fn options_go_to_the_child_as_they_came() {
         let options =
-            MountOptions::parse(&["ro,xattr,writethrough,realtime,noexec,allow_other"]).unwrap();
+            MountOptions::parse(&["ro,xattr,writethrough,uring,realtime,noexec,allow_other"])
+                .unwrap();
         let list = option_list(&options);
         assert_eq!(MountOptions::parse(&list).unwrap(), options);
     }

@@ -10,10 +10,11 @@ const KERNEL_OPTIONS: [&str; 8] =
 const ALWAYS_ON: [&str; 4] = ["async", "default_permissions", "defaults", "noatime"];
 
 /// The options and what they do, for people; every one that [`MountOptions::parse`] takes.
-const EXPLAINED: [(&str, &str); 10] = [
+const EXPLAINED: [(&str, &str); 11] = [
     ("ro, rw", "read-only or not (rw)"),
     ("xattr", "keep extended attributes (user.*); costs a round trip on every write"),
     ("writethrough", "no write-back cache: a full disk is said by the write itself; slower writes"),
+    ("uring, nouring", "take requests by io_uring, if the kernel can (6.14), or not (nouring)"),
     ("realtime", "serve by real-time threads, where that is permitted"),
     ("allow_other", "let other users in; root has it anyway, others need it in /etc/fuse.conf"),
     ("dev, nodev", "device nodes work or not; to the kernel"),
@@ -62,6 +63,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// `writethrough`: no write-back cache.
     pub write_through: bool,
+    /// `uring`: requests come by io_uring, where the kernel allows it.
+    pub rings: bool,
     /// `realtime`: requests are served by real-time threads, where that is permitted.
     pub real_time: bool,
     /// For the kernel, in the order given.
@@ -71,7 +74,12 @@ pub struct MountOptions {
 impl MountOptions {
     /// Parses the values of all `-o` options, each a comma-separated list; later ones win.
     pub fn parse<S: AsRef<str>>(lists: &[S]) -> Result<MountOptions, OptionError> {
-        let mut options = MountOptions::default();
+        MountOptions::default().and(lists)
+    }
+
+    /// These options with those of further lists, which win.
+    pub fn and<S: AsRef<str>>(self, lists: &[S]) -> Result<MountOptions, OptionError> {
+        let mut options = self;
         let all = lists.iter().flat_map(|list| list.as_ref().split(','));
         for option in all.map(str::trim).filter(|option| !option.is_empty()) {
             match option {
@@ -79,6 +87,8 @@ impl MountOptions {
                 "rw" => options.read_only = false,
                 "xattr" => options.xattr = true,
                 "writethrough" => options.write_through = true,
+                "uring" => options.rings = true,
+                "nouring" => options.rings = false,
                 "realtime" => options.real_time = true,
                 "allow_other" => options.allow_other = true,
                 given if ALWAYS_ON.contains(&given) => {}
@@ -125,6 +135,9 @@ mod tests {
         let options = MountOptions::parse(&["ro,rw,sync,async,allow_other,realtime"]).unwrap();
         assert!(!options.read_only && options.allow_other && options.real_time);
         assert_eq!(options.kernel, ["sync"]);
+        let usual = MountOptions::parse(&["uring,xattr"]).unwrap();
+        assert!(usual.rings && usual.xattr);
+        assert!(!usual.and(&["nouring"]).unwrap().rings);
     }
 
     #[test]

@@ -233,6 +233,7 @@ fn mount_config(
              low{alone}"
         ));
     }
+    let rings = request.options.rings && can_use_rings(root, notices);
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     MountConfig {
         dir,
@@ -241,8 +242,27 @@ fn mount_config(
         allow_other,
         extra_options: request.options.kernel.clone(),
         threads: request.threads.unwrap_or((2 * processors).clamp(THREADS.0, THREADS.1)),
+        rings,
         real_time: request.options.real_time,
     }
+}
+
+/// Whether the kernel lets requests come by io_uring. As root it is told to: that is a setting of the
+/// whole machine, of effect on mounts that ask for it alone.
+fn can_use_rings(root: bool, notices: &mut Vec<String>) -> bool {
+    let enabled = if root { fuse::ring::enable() } else { Ok(()) };
+    let available = fuse::ring::available();
+    if !available {
+        let why = match enabled {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                "the kernel has no FUSE over io_uring (Linux 6.14)".to_owned()
+            }
+            Err(error) => format!("it cannot be switched on: {error}"),
+            Ok(()) => format!("root has to `echo Y > {}`", fuse::ring::ENABLED),
+        };
+        notices.push(format!("served through /dev/fuse and not by io_uring: {why}"));
+    }
+    available
 }
 
 /// Our mount in the kernel's list: to recognise it later, and for its device number, which must

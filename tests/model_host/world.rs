@@ -31,6 +31,8 @@ struct Seat {
 }
 
 pub struct World {
+    /// How branches are mounted.
+    options: &'static str,
     scene: Scene,
     seats: Vec<Seat>,
     at: usize,
@@ -52,10 +54,10 @@ pub fn host_can() -> bool {
 }
 
 impl World {
-    /// One branch, empty and mounted; `None` where nothing can be mounted.
-    pub fn new() -> Option<World> {
+    /// One branch, empty and mounted with these options; `None` where nothing can be mounted.
+    pub fn new(options: &'static str) -> Option<World> {
         let scene = Scene::new()?;
-        let mut world = World { scene, seats: Vec::new(), at: 0, named: 0, tally: [0; 2] };
+        let mut world = World { scene, options, seats: Vec::new(), at: 0, named: 0, tally: [0; 2] };
         let seat = world.seat("main".to_owned());
         fs::create_dir(&seat.host).unwrap();
         world.mount(&seat);
@@ -73,7 +75,11 @@ impl World {
     }
 
     fn mount(&self, seat: &Seat) {
-        self.scene.run(&["mount", &seat.name, seat.dir.to_str().unwrap()]).ok();
+        let dir = seat.dir.to_str().unwrap();
+        let said = self.scene.run(&["mount", "-o", self.options, &seat.name, dir]);
+        // A note would say why it is served otherwise.
+        assert!(!said.err.contains("io_uring"), "{}", said.err);
+        said.ok();
     }
 
     fn unmount(&self, seat: &Seat) {

@@ -199,12 +199,11 @@ pub(super) fn quota(args: &QuotaArgs, store: &Store) -> Result<u8, Failure> {
 
 pub(super) fn pg_bin(args: &PgBinArgs, store: &Store) -> Result<u8, Failure> {
     let (row, by) = (require(store, &args.name)?, requester());
-    let dir = match args.dir.as_os_str() == "auto" {
-        true => None,
-        false => Some(
-            Binaries::in_dir(&args.dir)
-                .map_err(|error| failure::of_postgres(args.name.as_str(), &error))?,
-        ),
+    let dir = if args.dir.as_os_str() == "auto" {
+        None
+    } else {
+        let found = Binaries::in_dir(&args.dir);
+        Some(found.map_err(|error| failure::of_postgres(args.name.as_str(), &error))?)
     };
     let set = store.catalog.set_pg_bin(row.id, dir.as_ref().map(|found| &*found.dir), actor(&by));
     set.map_err(|error| failure::of_catalog(&error))?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::sys::signal::Signal;
 
 use super::super::failure;
+use super::super::mount::usual_options;
 use super::reach::{self, Server};
 use crate::catalog::{BranchRow, FileLock, LockError, Store};
 use crate::postgres::config::Configuration;
@@ -18,7 +19,6 @@ use crate::postgres::runtime_dir::{self, RuntimeDir};
 use crate::postgres::settings::{self, Guard, Kept, Purpose, Setting, Signals};
 use crate::postgres::{DataDirectory, PostgresError, port, slots};
 use crate::serve::lifecycle;
-use crate::serve::options::MountOptions;
 use crate::serve::server::MountRequest;
 use crate::serve::unmount::{self, Target};
 use crate::serve::{Failure, Request, Response, ServeError, control};
@@ -150,10 +150,11 @@ impl BringUp<'_> {
         }
         let dir = runtime.create_mount_point();
         let dir = dir.map_err(|error| failure::of_postgres(self.row.name.as_str(), &error))?;
+        let options = usual_options().map_err(|error| error.to_failure())?;
         let request = MountRequest {
             branch: self.row.name.clone(),
             dir,
-            options: MountOptions::default(),
+            options,
             threads: None,
             timeout: self.timeout,
         };
