@@ -35,6 +35,8 @@ class Side:
     cluster: Cluster = None
     #: Directories whose files the host caches for this side.
     below: list = field(default_factory=list)
+    #: Gives the bytes on the disk that are the side's own, not shared with what it was made from; None if unknown.
+    own: object = lambda: None
 
     def status(self) -> dict:
         """What the serving process tells of itself; empty for others."""
@@ -144,7 +146,7 @@ class Sides:
         where = self.sandbox.directory(f"m-{name}")
         cowfs.mount(branch, where, *options)
         return Side(name, group, where, server=lambda: cowfs.serving_pid(branch), cowfs=cowfs, branch=branch,
-                    below=[cowfs.store / "layers"])
+                    below=[cowfs.store / "layers"], own=lambda: disk_bytes(cowfs.head_layer(branch)))
 
     def upper(self, name: str) -> tuple:
         made = [self.sandbox.directory(f"{name}-{part}") for part in ("upper", "work", "mount")]
@@ -154,13 +156,14 @@ class Sides:
         (upper, _, where), options = self.upper("overlayfs")
         run(["mount", "-t", "overlay", "overlay", "-o", options, where])
         self.sandbox.on_exit(lambda: run(["umount", "-l", where]))
-        return Side("overlayfs", "disk", where, below=[upper])
+        return Side("overlayfs", "disk", where, below=[upper], own=lambda: disk_bytes(upper))
 
     def fuse_overlayfs(self) -> Side:
         (upper, _, where), options = self.upper("fuse-overlayfs")
         run(["fuse-overlayfs", "-o", f"{options},allow_other", where])
         self.sandbox.on_exit(lambda: run(["umount", "-l", where]))
-        return Side("fuse-overlayfs", "disk", where, server=lambda: pid_of("fuse-overlayfs", where), below=[upper])
+        return Side("fuse-overlayfs", "disk", where, server=lambda: pid_of("fuse-overlayfs", where), below=[upper],
+                    own=lambda: disk_bytes(upper))
 
     def loop_ext4(self) -> Side:
         top = self.sandbox.loop_filesystem("l-ext4", ["mkfs.ext4", "-q", "-F"], self.loop_size)
@@ -170,7 +173,7 @@ class Sides:
         top = self.sandbox.loop_filesystem("l-xfs", ["mkfs.xfs", "-q", "-f"], self.loop_size)
         self.copy(top / "golden")
         run(["cp", "-a", "-T", "--reflink=always", top / "golden", top / "data"], timeout_s=1800)
-        return Side("loop-xfs", "loop", top / "data", below=[top / "data"])
+        return Side("loop-xfs", "loop", top / "data", below=[top / "data"], own=growth(top))
 
     def loop_btrfs(self) -> Side:
         top = self.sandbox.loop_filesystem("l-btrfs", ["mkfs.btrfs", "-q"], self.loop_size)
@@ -178,7 +181,7 @@ class Sides:
         give_to_postgres(top / "golden")
         self.copy(top / "golden")
         run(["btrfs", "subvolume", "snapshot", top / "golden", top / "data"])
-        return Side("loop-btrfs", "loop", top / "data", below=[top / "data"])
+        return Side("loop-btrfs", "loop", top / "data", below=[top / "data"], own=growth(top))
 
     def loop_cowfs(self) -> Side:
         top = self.sandbox.loop_filesystem("l-cowfs", ["mkfs.ext4", "-q", "-F"], self.loop_size)
@@ -187,6 +190,21 @@ class Sides:
         cowfs("import", self.golden, "--as", "main", timeout_s=1800)
         cowfs("branch", "create", "fork", "--from", "main")
         return self.mounted(cowfs, "loop-cowfs", "loop", "fork")
+
+
+def disk_bytes(top: Path) -> int:
+    """What a directory takes on the disk."""
+    return int(run(["du", "-s", "--block-size=1", top]).stdout.split()[0])
+
+
+def growth(top: Path):
+    """How much more of a filesystem is in use than now."""
+    def used() -> int:
+        run(["sync", "-f", top])
+        found = os.statvfs(top)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
+    before = used()
+    return lambda: used() - before
 
 
 def pid_of(program: str, word: Path):

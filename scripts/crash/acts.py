@@ -227,6 +227,35 @@ def deepen(stage: Stage) -> None:
     stage.unmount("main")
 
 
+def pause(stage: Stage) -> None:
+    """What sealed layers leave waiting during a pause is done after it, the merge that they call for included."""
+    stage.mount("main")
+    stage.work("main", 6)
+    stage.command("compaction", "pause", "main")
+    stage.fork("main", "child")
+    stage.work("main", 10)
+    stage.seal("main")
+    stage.work("main", 6)
+    stage.command("compaction", "resume", "main")
+    stage.settle("main")
+    stage.work("main", 6)
+    stage.unmount("main")
+
+
+def pause_and_unmount(stage: Stage) -> None:
+    """A pause that nobody ends: the child's process finalizes for itself, the parent's at its unmount."""
+    stage.mount("main")
+    stage.command("compaction", "pause", "main")
+    stage.work("main", 6)
+    stage.fork("main", "child")
+    stage.mount("child")
+    stage.settle("child")
+    stage.work("main", 6)
+    stage.work("child", 6)
+    stage.unmount("child")
+    stage.unmount("main")
+
+
 def seal(stage: Stage) -> None:
     stage.mount("main")
     stage.work("main", 10)
@@ -343,6 +372,7 @@ STATES = {"plain": (None, plain), "forked": ("plain", forked), "deep": ("plain",
 SCENARIOS = [Scenario("write", "forked", write), Scenario("fork", "forked", fork),
              Scenario("fork-under-load", "forked", fork_under_load), Scenario("fork-unmounted", "torn", fork_unmounted),
              Scenario("deepen", "deep", deepen), Scenario("seal", "forked", seal),
+             Scenario("pause", "deep", pause), Scenario("pause-and-unmount", "deep", pause_and_unmount),
              Scenario("recover-cut", "cut", recover), Scenario("recover-unmentioned", "unmentioned", recover),
              Scenario("recover-torn", "torn", recover),
              Scenario("recover-frozen", "frozen", recover), Scenario("recover-finalized", "half-finalized", recover),

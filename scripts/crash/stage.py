@@ -183,10 +183,11 @@ class Stage:
         return self.ask("status", name)["state"]
 
     def settle(self, *names: str) -> None:
-        """Waits until nothing is frozen any more."""
+        """Waits until nothing is frozen any more, and no merge is owed."""
         deadline = time.monotonic() + PATIENCE_S
         for name in names:
-            while (server := self.ask("status", name).get("server")) is None or server["branch"]["frozen"]:
+            while (server := self.ask("status", name).get("server")) is None or any(
+                    server["compaction"][what] for what in ("waiting_layers", "waiting_merges")):
                 self.look()
                 check(time.monotonic() < deadline, f"the layers of {name} are not finalized")
                 time.sleep(0.02)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::compaction::{Compaction, Work};
 use super::open::data_files;
 use super::{Branch, BranchError};
 use crate::catalog::{BranchName, LayerRow, LayerState, Store};
@@ -14,7 +15,7 @@ use crate::format::LayerId;
 use crate::io::host::HostStorage;
 use crate::io::sys;
 use crate::layer::sealed::{IndexFile, open_index};
-use crate::layer::sums::{self, Made};
+use crate::layer::sums::{self, Lacking, Made};
 
 /// A branch that was just mounted is about to be used: its reads come first.
 const FIRST_LOOK_AFTER: Duration = Duration::from_secs(10);
@@ -69,6 +70,27 @@ impl Checksums {
         }
     }
 
+    /// Has the thread look whether a pause is over.
+    pub fn wake(&self) {
+        // Whoever has looked already waits by now.
+        drop(self.state.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits while the background is paused; `Break` when the thread shall end.
+    fn hold(&self, compaction: &Compaction) -> ControlFlow<()> {
+        let mut state = self.state.lock();
+        if state.stop || !compaction.is_paused() {
+            return if state.stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        }
+        compaction.hold(true);
+        while !state.stop && compaction.is_paused() {
+            self.changed.wait(&mut state);
+        }
+        compaction.hold(false);
+        if state.stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
     /// Waits; `Break` when the thread shall end.
     fn pause(&self, length: Duration) -> ControlFlow<()> {
         let mut state = self.state.lock();
@@ -88,12 +110,9 @@ fn run(checksums: &Checksums, weak: &Weak<Branch>) {
         }
         let Some(branch) = weak.upgrade() else { return };
         pause = LOOK_EVERY;
-        let mut pace = |bytes: u64| {
-            let nanos = bytes.saturating_mul(1_000_000_000) / BYTES_PER_SECOND_MAX;
-            checksums.pause(Duration::from_nanos(nanos))
-        };
-        if let Err(error) = branch.make_checksums(&mut settled, &mut pace) {
+        if let Err(error) = branch.make_checksums(checksums, &mut settled) {
             tracing::warn!(%error, "making checksums failed; it is tried again later");
+            branch.compaction.failed(Work::Checksums, &error);
             pause = AFTER_A_FAILURE;
         }
     }
@@ -101,27 +120,65 @@ fn run(checksums: &Checksums, weak: &Weak<Branch>) {
 
 impl Branch {
     /// Makes the checksums of every sealed layer of the branch that is not in `settled` and adds
-    /// to that the layers that have theirs. `pace`: see [`sums::make`].
+    /// to that the layers that have theirs.
     fn make_checksums(
         &self,
+        checksums: &Checksums,
         settled: &mut HashSet<LayerId>,
-        pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), BranchError> {
-        let view = self.view();
-        let Some(newest) = view.open_parent else { return Ok(()) };
-        for row in self.store.catalog.chain(newest)? {
-            if settled.contains(&row.id) || !row.used {
-                continue;
-            }
-            match sums::make(&self.data, row.id, pace)? {
+        let lacking = self.lacking_checksums(settled)?;
+        let mut to_go: u64 = lacking.iter().map(|(_, bytes)| bytes).sum();
+        let mut pace = |bytes: u64| {
+            self.compaction.checksummed(bytes);
+            checksums.hold(&self.compaction)?;
+            checksums.pause(Duration::from_nanos(
+                bytes.saturating_mul(1_000_000_000) / BYTES_PER_SECOND_MAX,
+            ))
+        };
+        for (layer, bytes) in lacking {
+            self.compaction.checksums_to_go(to_go);
+            let _permit = loop {
+                if checksums.hold(&self.compaction).is_break() {
+                    return Ok(());
+                }
+                if let Some(permit) = self.compaction.begin(Work::Checksums, layer) {
+                    break permit;
+                }
+            };
+            match sums::make(&self.data, layer, &mut pace)? {
                 Made::Now | Made::Before => {
-                    settled.insert(row.id);
+                    settled.insert(layer);
+                    to_go -= bytes;
                 }
                 Made::Elsewhere | Made::NotSealed => {}
                 Made::Stopped => return Ok(()),
             }
         }
+        self.compaction.checksums_to_go(to_go);
         Ok(())
+    }
+
+    /// The layers of the branch that have an index and no checksums, and the bytes that each of
+    /// them owns, holes included. Those that have them are added to `settled`.
+    fn lacking_checksums(
+        &self,
+        settled: &mut HashSet<LayerId>,
+    ) -> Result<Vec<(LayerId, u64)>, BranchError> {
+        let Some(newest) = self.view().open_parent else { return Ok(Vec::new()) };
+        let mut lacking = Vec::new();
+        for row in self.store.catalog.chain(newest)? {
+            if settled.contains(&row.id) || !row.used {
+                continue;
+            }
+            match sums::lacking(&self.data, row.id)? {
+                Lacking::Nothing => {
+                    settled.insert(row.id);
+                }
+                Lacking::Bytes(bytes) => lacking.push((row.id, bytes)),
+                Lacking::NotSealed => {}
+            }
+        }
+        Ok(lacking)
     }
 }
 

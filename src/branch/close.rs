@@ -37,6 +37,8 @@ impl Branch {
     pub fn close(&self) -> Result<(), BranchError> {
         self.checksums.stop();
         self.background.stop();
+        // An orderly end leaves nothing frozen, paused or not.
+        self.compaction.end_pause();
         if self.mode == OpenMode::ReadOnly {
             return Ok(());
         }

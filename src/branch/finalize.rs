@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::{Condvar, Mutex};
 
+use super::compaction::Work;
 use super::view::{SealedPart, View};
 use super::{Branch, BranchError, merge};
 use crate::format::index::{FileLayout, IndexBuilder, IndexMeta};
@@ -95,14 +96,13 @@ impl Background {
 
 fn run(weak: &Weak<Branch>) {
     let mut names_synced = Instant::now();
+    let mut merges_not_before = None;
     loop {
         let Some(branch) = weak.upgrade() else { return };
         if !branch.background.next() {
             return;
         }
-        if let Err(error) = branch.finalize_frozen() {
-            tracing::error!(%error, "finalizing a layer failed; it stays readable from its logs");
-        }
+        branch.compact(&mut merges_not_before);
         if let Err(error) = branch.tend_open_layer(&mut names_synced) {
             tracing::error!(%error, "background sync failed");
         }
@@ -119,7 +119,8 @@ impl Branch {
         }
         self.store.catalog.tend_log()?;
         let (journal, volatile) = view.open.log.sizes();
-        if journal.max(volatile) > LOG_BYTES_MAX {
+        // During a pause the logs of a sealed layer would stay as they are.
+        if journal.max(volatile) > LOG_BYTES_MAX && !self.compaction.is_paused() {
             self.seal()?;
         }
         Ok(())
@@ -167,9 +168,11 @@ impl Branch {
             removed.map_err(host_error("removing", &dir.join(name)))?;
             crash_point(point);
         }
+        self.compaction.finalized();
         if let Err(error) = merge::merge_below(self, depth) {
             // Lookups visit more indexes than they might; nothing else depends on it.
             tracing::warn!(%error, depth, "merging indexes failed");
+            self.compaction.failed(Work::Merge, &error);
         }
         Ok(())
     }

@@ -9,8 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::compaction::Work;
 use super::finalize::{finalize_lock, write_index};
-use super::view::SealedPart;
+use super::view::{SealedPart, View};
 use super::{Branch, BranchError};
 use crate::format::index::{FileLayout, Index, IndexBuilder, IndexMeta};
 use crate::format::{FormatError, Ino};
@@ -31,7 +32,18 @@ fn span_at(depth: u32) -> u32 {
     span
 }
 
-/// Writes the merged index that the layer just finalized at `depth` calls for, if any.
+/// The depths, the newest first, at which the stack has finalized layers that a merged index is to
+/// cover and does not, and what is there instead.
+pub(super) fn owed(view: &View) -> impl Iterator<Item = (u32, &SealedPart)> {
+    view.sealed.iter().filter_map(|part| {
+        let meta = part.index.meta();
+        let span = span_at(meta.depth);
+        (span > 1 && meta.lowest_depth > meta.depth - span + 1).then_some((meta.depth, part))
+    })
+}
+
+/// Writes the merged index that the layer finalized at `depth` calls for, if any, unless the
+/// background is paused.
 pub(super) fn merge_below(branch: &Branch, depth: u32) -> Result<(), BranchError> {
     let span = span_at(depth);
     if span == 1 {
@@ -50,6 +62,7 @@ pub(super) fn merge_below(branch: &Branch, depth: u32) -> Result<(), BranchError
         return Ok(());
     };
     let (data, layer) = (&branch.data, top.layer);
+    let Some(_permit) = branch.compaction.begin(Work::Merge, layer) else { return Ok(()) };
     // The parent's process and the child's come here for the same layer at the same time.
     let _lock = finalize_lock(&data.layer_dir(layer))?;
     if open_index(data, layer, IndexFile::Merged)?.is_none() {
@@ -62,6 +75,7 @@ pub(super) fn merge_below(branch: &Branch, depth: u32) -> Result<(), BranchError
     }
     if let Some(index) = open_index(data, layer, IndexFile::Merged)? {
         branch.swap_merged(&SealedPart { layer, which: IndexFile::Merged, index });
+        branch.compaction.merged();
         crash_point(Point::MergedSwapped);
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 pub mod checksums;
 pub mod close;
+pub mod compaction;
 pub mod create;
 pub mod finalize;
 pub mod fork;
@@ -107,6 +108,8 @@ pub struct Branch {
     background: finalize::Background,
     /// Makes the checksums of sealed layers.
     checksums: Arc<checksums::Checksums>,
+    /// What both of them tell, and the switch that pauses them.
+    compaction: Arc<compaction::Compaction>,
     next_ino: std::sync::atomic::AtomicU64,
     boot_id: [u8; 16],
     /// None of a state that never changes.

@@ -70,7 +70,7 @@ struct Exposition {
 /// Name, what it is, and how to read it from a server.
 type Gauge = (&'static str, &'static str, fn(&ServerStatus) -> u64);
 
-const GAUGES: [Gauge; 8] = [
+const GAUGES: [Gauge; 11] = [
     ("cowfs_resident_bytes", "Resident memory of the serving process", |s| s.resident_bytes),
     ("cowfs_open_layer_bytes", "Bytes of pages that the open layer owns", |s| s.branch.owned_bytes),
     ("cowfs_open_layer_files", "Files of which the open layer owns something", |s| {
@@ -82,9 +82,32 @@ const GAUGES: [Gauge; 8] = [
         s.branch.parts as u64
     }),
     ("cowfs_frozen_layers", "Sealed layers that wait for their index", |s| s.branch.frozen as u64),
+    ("cowfs_compaction_paused", "Whether the background is paused", |s| s.compaction.paused.into()),
+    ("cowfs_compaction_waiting_merges", "Merged indexes that are owed", |s| {
+        s.compaction.waiting_merges as u64
+    }),
+    (
+        "cowfs_compaction_checksum_bytes_to_go",
+        "Bytes of sealed layers without checksums, as far as they were looked at",
+        |s| s.compaction.checksum_bytes_to_go.unwrap_or(0),
+    ),
     ("cowfs_start_time_seconds", "When the branch was mounted, in seconds since 1970", |s| {
         u64::try_from(s.since_ms).unwrap_or(0) / 1000
     }),
+];
+
+/// What only grows while a branch is mounted.
+const COUNTERS: [Gauge; 4] = [
+    ("cowfs_compaction_finalized_layers", "Layers that were finalized", |s| {
+        s.compaction.finalized_layers
+    }),
+    ("cowfs_compaction_merged_indexes", "Indexes that were merged", |s| {
+        s.compaction.merged_indexes
+    }),
+    ("cowfs_compaction_checksummed_bytes", "Bytes that got checksums", |s| {
+        s.compaction.checksummed_bytes
+    }),
+    ("cowfs_compaction_failures", "How often the background failed", |s| s.compaction.failures),
 ];
 
 impl Collector for Exposition {
@@ -94,6 +117,9 @@ impl Collector for Exposition {
         self.gauge(&mut encoder, "cowfs_up", help, up)?;
         for (name, help, value) in GAUGES {
             self.gauge(&mut encoder, name, help, |b| b.server.as_deref().map(value))?;
+        }
+        for (name, help, value) in COUNTERS {
+            self.counter(&mut encoder, name, help, value)?;
         }
         self.bytes(&mut encoder)?;
         self.latencies(&mut encoder)
@@ -113,6 +139,24 @@ impl Exposition {
             if let Some(value) = value(branch) {
                 let labels = [("branch", branch.branch.as_str())];
                 metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn counter(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        value: impl Fn(&ServerStatus) -> u64,
+    ) -> fmt::Result {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for branch in &self.branches {
+            if let Some(server) = &branch.server {
+                let labels = [("branch", branch.branch.as_str())];
+                let mut one = metric.encode_family(&labels)?;
+                one.encode_counter::<NoLabelSet, _, u64>(&value(server), None)?;
             }
         }
         Ok(())

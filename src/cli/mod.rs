@@ -5,6 +5,7 @@
 
 mod branch;
 mod check;
+mod compaction;
 mod complete;
 mod completions;
 mod daemon;
@@ -108,6 +109,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Print what the serving processes count, for Prometheus
     Metrics(metrics::MetricsArgs),
+    /// Pause what a mounted branch does in the background, and resume it
+    #[command(subcommand)]
+    Compaction(compaction::CompactionCommand),
     /// Start Postgres on a branch; mounts it if need be
     Start(postgres::start::StartArgs),
     /// Stop the Postgres of a branch
@@ -249,6 +253,7 @@ impl Cli {
             Command::Unmount(args) => unmount::run(args, &self.open_store()?),
             Command::Status(args) => status::run(args, &self.open_store()?),
             Command::Metrics(args) => metrics::run(args, &self.open_store()?),
+            Command::Compaction(command) => command.run(&self.open_store()?),
             Command::Gc(args) => self.with_room(|| gc::run(args, &self.open_store()?, self.quiet)),
             Command::Start(args) => postgres::start::run(args, &self.open_store()?),
             Command::Stop(args) => postgres::stop::run(args, &self.open_store()?),

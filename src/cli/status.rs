@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
+pub(super) mod compaction;
 mod shown;
 
 use shown::Shown;
@@ -171,6 +172,9 @@ fn details(shown: &Shown) -> String {
         };
         let sealed = bytes(shown.sealed_bytes);
         line("Sealed layers", format!("{sealed} in {}{waiting}", shown.sealed_layers));
+        for (number, text) in compaction::lines(&server.compaction).into_iter().enumerate() {
+            line(if number == 0 { "Compaction" } else { "" }, text);
+        }
         line("Forks, seals", format!("{} since it was mounted", branch.generation));
         text.push_str(&requests(server));
     }

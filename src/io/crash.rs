@@ -116,6 +116,9 @@ points! {
     MergedRenamed = "merged.renamed", "It has its name.";
     MergedDurable = "merged.durable", "Durably.";
     MergedSwapped = "merged.swapped", "It serves instead of those it covers.";
+    MergeOwed = "merged.owed", "A merge is about to be made up for that a pause, a kill or a failure prevented.";
+    CompactionPaused = "compaction.paused", "The background is paused, nobody was answered.";
+    CompactionResumed = "compaction.resumed", "It goes on, nobody was answered.";
     OpenReplayed = "open.replayed", "The logs are replayed, nothing is put right yet.";
     OpenRecovered = "open.recovered", "Everything is put right.";
     OpenBegun = "open.begun", "The open layer takes changes.";

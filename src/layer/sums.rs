@@ -147,6 +147,38 @@ impl DataFiles {
     }
 }
 
+/// What a layer lacks of checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacking {
+    /// It has them.
+    Nothing,
+    /// It has none, and owns so many bytes, holes included.
+    Bytes(u64),
+    /// It has no index (yet).
+    NotSealed,
+}
+
+/// Whether a layer has checksums, and how much there is to do if not.
+pub fn lacking(data: &DataFiles, layer: LayerId) -> Result<Lacking, LayerError> {
+    if data.storage.metadata(&path(data, layer)).is_ok() {
+        return Ok(Lacking::Nothing);
+    }
+    let Some(index) = open_index(data, layer, IndexFile::Own)? else {
+        return Ok(Lacking::NotSealed);
+    };
+    let stretches = stretches_of(data, &index)?;
+    Ok(Lacking::Bytes(stretches.iter().map(|s| u64::from(s.len) * GRANULE_BYTES).sum()))
+}
+
+fn stretches_of(data: &DataFiles, index: &Index) -> Result<Vec<SumExtent>, LayerError> {
+    let layer = index.meta().layer;
+    owned_stretches(index).map_err(|source| LayerError::Damaged {
+        layer,
+        path: IndexFile::Own.path(data, layer),
+        source,
+    })
+}
+
 /// Makes the checksums of a sealed layer unless it has some. `pace` is told of every few
 /// megabytes (their number in bytes) and may wait, or stop the work.
 ///
@@ -199,11 +231,7 @@ fn write(
     pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Made, LayerError> {
     let layer = index.meta().layer;
-    let stretches = owned_stretches(index).map_err(|source| LayerError::Damaged {
-        layer,
-        path: IndexFile::Own.path(data, layer),
-        source,
-    })?;
+    let stretches = stretches_of(data, index)?;
     let extents = cut_extents(with_data(data, layer, &stretches)?);
     let writing = |error| LayerError::host(layer, "writing checksums")(error);
     let file = data.storage.open(temporary, Access::CreateEmpty).map_err(writing)?;

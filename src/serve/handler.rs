@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::detach::{self, DetachError, Manner};
 use super::failure;
@@ -14,6 +15,9 @@ use crate::branch::fork::Requester;
 use crate::catalog::{BranchName, NewSnapshot};
 use crate::fs::Fs;
 use crate::fuse::Metrics;
+
+/// How long a pause waits for what is at work; merging the indexes of a deep branch takes a second.
+const STILL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The mount of this process, and how to take it away.
 #[derive(Debug)]
@@ -78,6 +82,7 @@ impl Handler for BranchHandler {
                 self.fs.quota.set(bytes);
                 Ok(Response::Limited)
             }
+            Request::Compaction { pause } => self.compaction(pause),
             Request::Sync => match self.fs.sync_everything() {
                 Ok(_durable) => Ok(Response::Synced),
                 Err(error) => Err(failure::of_fs(&error)),
@@ -102,6 +107,7 @@ impl BranchHandler {
             since_ms: self.run.since_ms,
             read_only: self.run.read_only,
             branch: self.fs.branch.stats(),
+            compaction: self.fs.branch.compaction_stats(),
             requests: self.metrics.snapshot(),
             resident_bytes: process::resident_bytes(),
         }
@@ -130,6 +136,18 @@ impl BranchHandler {
         let (name, times) = (&report.snapshot.name, report.times);
         tracing::info!(%name, gate_us = times.gate_us, total_us = times.total_us, "snapshot taken");
         Ok(Response::Snapshotted { times })
+    }
+
+    fn compaction(&self, pause: bool) -> Result<Response, Failure> {
+        let branch = &self.fs.branch;
+        let done = if pause {
+            branch.pause_compaction(STILL_PATIENCE).map(|done| (done.changed, done.still))
+        } else {
+            branch.resume_compaction().map(|changed| (changed, true))
+        };
+        let (changed, still) = done.map_err(|error| failure::of_branch(&error))?;
+        tracing::info!(pause, changed, "compaction");
+        Ok(Response::Compaction { changed, still, stats: branch.compaction_stats() })
     }
 
     fn unmount(&self, lazy: bool) -> Result<Response, Failure> {

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::branch::close::BranchStats;
+use crate::branch::compaction::CompactionStats;
 use crate::branch::fork::Times;
 use crate::catalog::SnapshotName;
 use crate::format::BranchId;
@@ -53,6 +54,11 @@ pub enum Request {
     Quota {
         /// Bytes.
         bytes: Option<u64>,
+    },
+    /// Pause finalizing, merging and checksums, or have them go on.
+    Compaction {
+        /// Pause, or resume.
+        pause: bool,
     },
     /// Make everything durable.
     Sync,
@@ -96,6 +102,15 @@ pub enum Response {
     },
     /// To [`Request::Quota`].
     Limited,
+    /// To [`Request::Compaction`].
+    Compaction {
+        /// False if it was so already.
+        changed: bool,
+        /// False if something is still being finished.
+        still: bool,
+        /// How it is now.
+        stats: CompactionStats,
+    },
     /// To [`Request::Sync`].
     Synced,
     /// To [`Request::Unmount`].
@@ -128,6 +143,9 @@ pub struct ServerStatus {
     pub attached: bool,
     /// Layers and sizes.
     pub branch: BranchStats,
+    /// What the background does; all zeros from a server that does not tell.
+    #[serde(default)]
+    pub compaction: CompactionStats,
     /// Requests and latencies, by kind of request.
     pub requests: Vec<RequestStats>,
     /// Resident memory of the process in bytes.

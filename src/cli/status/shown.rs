@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::super::sizes::Sizes;
+use super::compaction::Compaction;
 use super::output;
 use crate::branch::close::BranchStats;
 use crate::catalog::{CatalogError, LayerState, Store};
@@ -62,6 +63,7 @@ struct Server<'a> {
     attached: bool,
     resident_bytes: u64,
     branch: &'a BranchStats,
+    compaction: Compaction<'a>,
     requests: &'a [RequestStats],
 }
 
@@ -89,6 +91,7 @@ impl Shown {
                 attached: server.attached,
                 resident_bytes: server.resident_bytes,
                 branch: &server.branch,
+                compaction: Compaction::of(&server.compaction),
                 requests: &server.requests,
             }),
             problem: status.problem.as_deref(),
