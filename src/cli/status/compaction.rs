@@ -76,8 +76,8 @@ pub(super) fn lines(stats: &CompactionStats) -> Vec<String> {
     );
     let done = format!(
         "{} finalized, {} merged, {} checksummed since it was mounted",
-        counted(usize::try_from(stats.finalized_layers).unwrap_or(usize::MAX), "layer"),
-        counted(usize::try_from(stats.merged_indexes).unwrap_or(usize::MAX), "index"),
+        counted(stats.finalized_layers, "layer"),
+        counted(stats.merged_indexes, "index"),
         super::bytes(stats.checksummed_bytes)
     );
     let to_go = match stats.checksum_bytes_to_go {
