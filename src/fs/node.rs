@@ -9,6 +9,7 @@ use super::ahead::Commits;
 use super::{Fs, FsError};
 use crate::branch::View;
 use crate::format::{FileKind, Ino, InodeRecord};
+use crate::layer::ahead::Ahead;
 use crate::layer::open_file::OpenFile;
 use crate::layer::owner_map::OwnerMap;
 use crate::layer::read::Readable;
@@ -44,6 +45,7 @@ pub struct Node {
     /// Attributes.
     pub state: Mutex<NodeState>,
     stacked: RwLock<Option<Stacked>>,
+    ahead: Arc<Ahead>,
 }
 
 impl Node {
@@ -56,6 +58,7 @@ impl Node {
             commits: Commits::default(),
             state: Mutex::new(NodeState { record, times_dirty: false }),
             stacked: RwLock::new(None),
+            ahead: Arc::default(),
         }
     }
 
@@ -69,7 +72,11 @@ impl Node {
         if let Some(stacked) = &*self.stacked.read()
             && stacked.generation == view.generation
         {
-            return Ok(Readable { own: self.own(view), lower: stacked.lower.clone() });
+            return Ok(Readable {
+                own: self.own(view),
+                lower: stacked.lower.clone(),
+                ahead: self.ahead.clone(),
+            });
         }
         let mut slot = self.stacked.write();
         // After a fork what the then open layer owned lies below. Resolving anew costs a look into
@@ -79,7 +86,7 @@ impl Node {
             _ => Arc::new(view.owners_below(self.ino, 1)?),
         };
         *slot = Some(Stacked { generation: view.generation, lower: lower.clone() });
-        Ok(Readable { own: self.own(view), lower })
+        Ok(Readable { own: self.own(view), lower, ahead: self.ahead.clone() })
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -122,8 +123,21 @@ impl DataFiles {
     /// In the granule where the data file ends, what lies past its end reads as zeros; a granule
     /// that begins past its end is damage. Granules that have a checksum are verified.
     pub fn read_run(&self, run: OwnedRun, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
+        self.read_parts(run, buf, offset, &[0..buf.len() as u64])
+    }
+
+    /// Like [`DataFiles::read_run`], of a stretch of which only `parts` (bytes of `buf`, the last one
+    /// at its end) are wanted: what lies between is read and means nothing, neither as contents
+    /// nor as damage. More than one part: only of whole granules.
+    pub(super) fn read_parts(
+        &self,
+        run: OwnedRun,
+        buf: &mut [u8],
+        offset: u64,
+        parts: &[Range<u64>],
+    ) -> Result<(), LayerError> {
         let found = self.immutable(run.layer, run.file)?;
-        let read = self.read_verified(&found, buf, offset);
+        let read = self.read_verified(&found, buf, offset, parts);
         // Of an adopted file that somebody changed, that is what there is to say.
         found.check_unchanged()?;
         read

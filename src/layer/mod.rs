@@ -1,5 +1,6 @@
 //! One layer: what it owns, how it records that, and how stacked layers resolve to owners.
 
+pub mod ahead;
 pub mod borrowed;
 pub mod data_files;
 pub mod holes;

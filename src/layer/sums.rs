@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, BufWriter};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,12 +87,14 @@ impl DataFiles {
         self.sums.write().entry(layer).or_insert(found).clone()
     }
 
-    /// Reads `buf` at byte `offset` and compares every granule touched with its checksum.
+    /// Reads `buf` at byte `offset` and compares every granule that `parts` (bytes of `buf`) touch with
+    /// its checksum.
     pub(super) fn read_verified(
         &self,
         from: &Immutable,
         buf: &mut [u8],
         offset: u64,
+        parts: &[Range<u64>],
     ) -> Result<(), LayerError> {
         let read = |buf: &mut [u8], offset| {
             let end = read_up_to(&*from.host, buf, offset)
@@ -104,12 +106,13 @@ impl DataFiles {
         let (first, last) = (offset / GRANULE_BYTES, u64::from(granules_spanned(end)));
         if offset == first * GRANULE_BYTES && end == last * GRANULE_BYTES {
             read(buf, offset)?;
-            return self.verify(from, &sums, buf, first as Granule);
+            return self.verify(from, &sums, (buf, parts), first as Granule);
         }
         // Granules that are wanted in part only can be verified whole only.
         let mut whole = vec![0; ((last - first) * GRANULE_BYTES) as usize];
         read(&mut whole, first * GRANULE_BYTES)?;
-        self.verify(from, &sums, &whole, first as Granule)?;
+        let all = 0..whole.len() as u64;
+        self.verify(from, &sums, (&whole, &[all]), first as Granule)?;
         let skip = (offset - first * GRANULE_BYTES) as usize;
         buf.copy_from_slice(&whole[skip..skip + buf.len()]);
         Ok(())
@@ -119,7 +122,7 @@ impl DataFiles {
         &self,
         from: &Immutable,
         sums: &Sums,
-        granules: &[u8],
+        (granules, parts): (&[u8], &[Range<u64>]),
         first: Granule,
     ) -> Result<(), LayerError> {
         let count = (granules.len() as u64 / GRANULE_BYTES) as u32;
@@ -133,14 +136,21 @@ impl DataFiles {
                 sums.get_sound(from.file, first, count)
             }
         };
-        let chunks = granules.chunks_exact(GRANULE_BYTES as usize);
-        for (granule, (bytes, expected)) in (u64::from(first)..).zip(chunks.zip(expected)) {
-            if expected.is_some_and(|sum| sum != granule_sum(bytes)) {
-                return Err(LayerError::Corrupt {
-                    layer: from.layer,
-                    path: from.path.clone(),
-                    offset: granule * GRANULE_BYTES,
-                });
+        for part in parts {
+            let skip = part.start / GRANULE_BYTES;
+            let chunks = granules[part.start as usize..part.end as usize]
+                .chunks_exact(GRANULE_BYTES as usize);
+            let expected = expected.iter().skip(skip as usize);
+            for (granule, (bytes, expected)) in
+                (u64::from(first) + skip..).zip(chunks.zip(expected))
+            {
+                if expected.is_some_and(|sum| sum != granule_sum(bytes)) {
+                    return Err(LayerError::Corrupt {
+                        layer: from.layer,
+                        path: from.path.clone(),
+                        offset: granule * GRANULE_BYTES,
+                    });
+                }
             }
         }
         Ok(())

@@ -7,11 +7,12 @@ use std::path::Path;
 const BDI_DIR: &str = "/sys/class/bdi";
 
 /// What a FUSE mount starts with is 1 % of the dirty limit, strictly kept (bulk writes collapse to
-/// KB/s), and 128 KiB of read-ahead.
+/// KB/s), and 128 KiB of read-ahead. A request carries 1 MiB: read-ahead of several is what keeps
+/// more than one in flight.
 const SETTINGS: [(&str, &str, &str); 3] = [
     ("strict_limit", "0", "bulk writes may be throttled"),
     ("max_ratio", "100", "bulk writes may be throttled"),
-    ("read_ahead_kb", "1024", "sequential reads are slower"),
+    ("read_ahead_kb", "4096", "sequential reads are slower"),
 ];
 
 /// Raises the limits of the mount with the device number `device` (`major:minor`).
