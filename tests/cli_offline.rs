@@ -318,3 +318,45 @@ fn a_shell_is_offered_names_of_branches_and_snapshots() {
         assert!(script.contains("COWFS_COMPLETE"), "{shell}: {script}");
     }
 }
+
+/// To open a FIFO is to wait for whoever opens the other end.
+#[test]
+fn a_fifo_in_the_place_of_a_file_of_the_store_is_not_waited_for() {
+    let cli = Cli::new();
+    let tree = cli.store.with_file_name("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("file"), "contents").unwrap();
+    cli.ok(&["import", "--any", tree.to_str().unwrap(), "--as", "main"]);
+    let layers = std::fs::read_dir(cli.store.join("layers")).unwrap().flatten();
+    let mut layers = layers.map(|entry| entry.path());
+    let sealed = layers.find(|layer| layer.join("index").exists()).unwrap();
+    let branch = cli.json(&["branch", "show", "main", "--json"])["id"].clone();
+    let lock = cli.store.join(format!("run/{branch}.lock"));
+    let sums = sealed.join("sums.tmp");
+    let log = cli.store.join(format!("run/{branch}.log"));
+    let cases: [(PathBuf, &[&str], i32, &str); 6] = [
+        (cli.store.join("FORMAT"), &["check"], 3, "FORMAT is damaged"),
+        (cli.store.join("FORMAT"), &["branch", "list"], 3, "FORMAT is damaged"),
+        (sums, &["check", "--add-checksums"], 1, "not a regular file"),
+        (lock, &["branch", "delete", "main"], 1, "not a regular file"),
+        (cli.store.join("run/gc.lock"), &["gc", "--now"], 1, "not a regular file"),
+        (log, &["logs", "main", "--mount"], 1, "not a regular file"),
+    ];
+    for (path, args, code, words) in cases {
+        let away = cli.store.with_file_name("away");
+        let kept = std::fs::rename(&path, &away).is_ok();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut command = Command::new("timeout");
+        command.args(["20", env!("CARGO_BIN_EXE_cowfs")]).args(args);
+        let said = command.env("COWFS_STORE", &cli.store).output().unwrap();
+        let stderr = text(&said.stderr);
+        assert_eq!(said.status.code(), Some(code), "{args:?} over {}: {stderr}", path.display());
+        assert!(stderr.contains(words), "{args:?} over {}: {stderr}", path.display());
+        std::fs::remove_file(&path).unwrap();
+        if kept {
+            std::fs::rename(&away, &path).unwrap();
+        }
+    }
+    cli.sound();
+    assert!(cli.ok(&["branch", "list"]).contains("main"));
+}

@@ -13,7 +13,7 @@ use cowfs::format::{FileKind, Ino};
 use cowfs::fs::names::NewFile;
 use cowfs::fs::{Caller, Fs, FsError, FsOptions};
 use cowfs::fuse::errno::errno_of;
-use cowfs::io::fault::{Call, Fault, FaultStorage};
+use cowfs::io::fault::{Call, Failure, Fault, FaultStorage};
 use cowfs::io::host::HostStorage;
 
 struct Place {
@@ -53,7 +53,7 @@ impl Place {
     }
 
     fn fail(&self, call: Call, errno: i32, after: u64, for_ever: bool) {
-        self.storage.inject(Some(Fault { call, errno, after, for_ever }));
+        self.storage.inject(Some(Fault { call, failure: Failure::Errno(errno), after, for_ever }));
     }
 }
 

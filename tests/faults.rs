@@ -20,7 +20,7 @@ use cowfs::fs::rename::RenameMode;
 use cowfs::fs::write::AllocateMode;
 use cowfs::fs::{Caller, Fs, FsError, FsOptions};
 use cowfs::io::Storage;
-use cowfs::io::fault::{Call, Fault, FaultStorage};
+use cowfs::io::fault::{Call, Failure, Fault, FaultStorage};
 use cowfs::io::host::HostStorage;
 use cowfs::io::lossy::LossyStorage;
 
@@ -48,12 +48,21 @@ fn by() -> Requester {
 }
 
 fn open(host: &Host, store: &Arc<Store>, name: &str) -> Arc<Fs> {
+    try_open(host, store, name).unwrap()
+}
+
+fn try_open(host: &Host, store: &Arc<Store>, name: &str) -> Result<Arc<Fs>, String> {
     let row = store.catalog.branch(&name.parse().unwrap()).unwrap().unwrap();
     let lock = store.lock_branch(row.id).unwrap();
-    let branch = Branch::open_on(host, store.clone(), row, lock, OpenMode::ReadWrite).unwrap();
+    let branch = Branch::open_on(host, store.clone(), row, lock, OpenMode::ReadWrite)
+        .map_err(|error| error.to_string())?;
     let fs = Fs::new(branch, FsOptions::default());
-    fs.drop_orphans().unwrap();
-    fs
+    if let Err(error) = fs.drop_orphans() {
+        // As the serving process does, which ends then.
+        fs.branch.abandon();
+        return Err(error.to_string());
+    }
+    Ok(fs)
 }
 
 fn host(storage: Arc<dyn Storage>, boot: u8) -> Host {
@@ -61,10 +70,18 @@ fn host(storage: Arc<dyn Storage>, boot: u8) -> Host {
 }
 
 fn contents(fs: &Fs, name: &str) -> Option<Vec<u8>> {
-    let ino = fs.lookup(Ino::ROOT, name.as_bytes()).ok()?.record.ino;
+    match read(fs, name) {
+        Ok(found) => Some(found),
+        Err(FsError::NotFound) => None,
+        Err(error) => panic!("{name}: {error}"),
+    }
+}
+
+fn read(fs: &Fs, name: &str) -> Result<Vec<u8>, FsError> {
+    let ino = fs.lookup(Ino::ROOT, name.as_bytes())?.record.ino;
     let mut buf = Vec::new();
-    fs.read(ino, 0, 1 << 20, &mut buf).unwrap();
-    Some(buf)
+    fs.read(ino, 0, 1 << 20, &mut buf)?;
+    Ok(buf)
 }
 
 fn written(old: &[u8], offset: usize, len: usize, byte: u8) -> Vec<u8> {
@@ -177,6 +194,37 @@ impl Story {
         self.done(name, outcome, |_| None);
     }
 
+    /// Whatever fails, nothing else is served than what is there.
+    fn read(&mut self, name: &'static str) {
+        match read(&self.fs, name) {
+            Ok(found) => {
+                let served = fits(Some(&found), &self.killed[name]);
+                served.unwrap_or_else(|why| panic!("{name} is served wrong: {why}"));
+            }
+            Err(error) => self.errors.push(format!("reading {name}: {error}")),
+        }
+    }
+
+    /// Into `to`, which is new.
+    fn copy(&mut self, from: &'static str, to: &'static str) {
+        self.create(to);
+        let inos = self.ino(from).and_then(|from| Ok((from, self.ino(to)?)));
+        let copied = inos.and_then(|(from, to)| self.fs.copy_range((from, 0), (to, 0), 1 << 20));
+        // Less than asked for is an answer, too.
+        let most = copied.as_ref().map_or(usize::MAX, |len| *len as usize);
+        let may = self.killed[from].iter().flatten();
+        let may: Versions = may.map(|old| Some(old[..most.min(old.len())].to_vec())).collect();
+        self.cut.get_mut(to).unwrap().extend(may.iter().cloned());
+        let killed = self.killed.get_mut(to).unwrap();
+        match copied {
+            Ok(_) => *killed = may,
+            Err(error) => {
+                killed.extend(may);
+                self.errors.push(format!("copying {from}: {error}"));
+            }
+        }
+    }
+
     fn upkeep(&mut self, what: &str, outcome: Result<(), branch::BranchError>) {
         if let Err(error) = outcome {
             self.errors.push(format!("{what}: {error}"));
@@ -196,9 +244,14 @@ impl Story {
         self.upkeep("names", synced);
         let sealed = self.fs.branch.seal().map(drop);
         self.upkeep("seal", sealed);
+        self.read("a");
+        self.copy("a", "d");
         self.punch("a", 4000, 5000);
         let finalized = self.fs.branch.finalize_frozen();
         self.upkeep("finalize", finalized);
+        self.read("a");
+        self.copy("c", "e");
+        self.fsync("e");
         self.write("a", 100, 50, b'E');
         self.fsync("a");
         self.unlink("c");
@@ -232,8 +285,25 @@ fn fits(found: Option<&Vec<u8>>, versions: &Versions) -> Result<(), String> {
     Ok(())
 }
 
+/// What a story leaves behind.
+struct Left {
+    store: Arc<Store>,
+    /// The boot that comes after.
+    boot: u8,
+    allowed: BTreeMap<&'static str, Versions>,
+    child: Vec<u8>,
+    struck: bool,
+    errors: Vec<String>,
+}
+
 /// Tells the story with `fault`; returns whether the fault happened and which errors came of it.
 fn run(dir: &Path, fault: Option<Fault>, ending: Ending) -> (bool, Vec<String>) {
+    let left = tell(dir, fault, ending);
+    left.is_allowed(&format!("{fault:?}, {ending:?}"));
+    (left.struck, left.errors)
+}
+
+fn tell(dir: &Path, fault: Option<Fault>, ending: Ending) -> Left {
     let store = Arc::new(Store::init(&dir.join("store")).unwrap());
     branch::create::create_empty(&store, "main".parse().unwrap(), &by()).unwrap();
     let lossy = LossyStorage::new(Arc::new(HostStorage), dir.join("graves"));
@@ -254,43 +324,82 @@ fn run(dir: &Path, fault: Option<Fault>, ending: Ending) -> (bool, Vec<String>) 
     let Story { fs, errors, killed, cut, .. } = story;
     fs.branch.abandon();
     drop(fs);
-    let boot = match ending {
-        Ending::Killed => 1,
+    let (boot, allowed) = match ending {
+        Ending::Killed => (1, killed),
         Ending::PowerCut => {
             // Everything that can be lost is.
             lossy.cut(&mut |_| 0).unwrap();
-            2
+            (2, cut)
         }
     };
-    let host = host(Arc::new(HostStorage), boot);
-    let allowed = if ending == Ending::Killed { &killed } else { &cut };
-    let fs = open(&host, &store, "main");
-    for (name, versions) in allowed {
-        let found = contents(&fs, name);
-        if let Err(why) = fits(found.as_ref(), versions) {
-            panic!("{fault:?}, {ending:?}: {name} {why}; errors: {errors:#?}");
+    Left { store, boot, allowed, child: at_fork, struck, errors }
+}
+
+impl Left {
+    /// The branch on a sound host shows what it may, the child what it had, and the store is sound.
+    fn is_allowed(&self, what: &str) {
+        let host = host(Arc::new(HostStorage), self.boot);
+        let fs = open(&host, &self.store, "main");
+        for (name, versions) in &self.allowed {
+            if let Err(why) = fits(contents(&fs, name).as_ref(), versions) {
+                panic!("{what}: {name} {why}; errors: {:#?}", self.errors);
+            }
         }
+        let child = open(&host, &self.store, "child");
+        assert!(contents(&child, "a").as_ref() == Some(&self.child), "{what}: the child changed");
+        for fs in [fs, child] {
+            fs.branch.close().unwrap();
+        }
+        let options = cowfs::check::Options::default();
+        let damage = cowfs::check::check(&self.store, &options, &mut |_| ()).unwrap().damage;
+        assert!(damage.is_empty(), "{what}: {damage:?}");
     }
-    let child = open(&host, &store, "child");
-    assert!(contents(&child, "a") == Some(at_fork), "{fault:?}, {ending:?}: the child changed");
-    for fs in [fs, child] {
-        fs.branch.close().unwrap();
+
+    /// Serves `main` once more with `fault`, to be killed: opening may fail, what is read may not
+    /// be wrong. Returns whether the fault happened.
+    fn recover_with(&self, fault: Fault) -> bool {
+        let faults = FaultStorage::new(Arc::new(HostStorage));
+        faults.inject(Some(fault));
+        if let Ok(fs) = try_open(&host(Arc::new(faults.clone()), self.boot), &self.store, "main") {
+            for (name, versions) in &self.allowed {
+                if let Ok(found) = read(&fs, name)
+                    && let Err(why) = fits(Some(&found), versions)
+                {
+                    panic!("{fault:?} while it is recovered: {name} is served wrong: {why}");
+                }
+            }
+            fs.branch.abandon();
+        }
+        faults.struck()
     }
-    let damage =
-        cowfs::check::check(&store, &cowfs::check::Options::default(), &mut |_| ()).unwrap().damage;
-    assert!(damage.is_empty(), "{fault:?}, {ending:?}: {damage:?}");
-    (struck, errors)
+
+    /// Left in order, served again, changed with nothing synced, and killed.
+    fn is_taken_up_again(&mut self) {
+        let host = host(Arc::new(HostStorage), self.boot);
+        open(&host, &self.store, "main").branch.close().unwrap();
+        let fs = open(&host, &self.store, "main");
+        let ino = fs.lookup(Ino::ROOT, b"a").unwrap().record.ino;
+        fs.write(ino, 50_000, &[b'G'; 100]).unwrap();
+        let now = contents(&fs, "a");
+        self.allowed.insert("a", vec![now]);
+        fs.branch.abandon();
+    }
 }
 
 /// Fails the first, the second, .. such call until the story has no more of them.
 fn each(call: Call, errnos: &[i32]) {
-    for errno in errnos {
+    let failures: Vec<Failure> = errnos.iter().copied().map(Failure::Errno).collect();
+    each_way(call, &failures);
+}
+
+fn each_way(call: Call, failures: &[Failure]) {
+    for failure in failures {
         for for_ever in [false, true] {
             for ending in [Ending::Killed, Ending::PowerCut] {
                 let mut after = 0;
                 loop {
                     let dir = tempfile::tempdir().unwrap();
-                    let fault = Fault { call, errno: *errno, after, for_ever };
+                    let fault = Fault { call, failure: *failure, after, for_ever };
                     let (struck, _errors) = run(dir.path(), Some(fault), ending);
                     if !struck {
                         break;
@@ -354,4 +463,63 @@ fn renaming_fails() {
 #[test]
 fn removing_fails() {
     each(Call::Remove, &[libc::EIO]);
+}
+
+#[test]
+fn writing_and_reading_stop_halfway() {
+    let then = Failure::ShortThen;
+    each_way(Call::Write, &[Failure::Short, then(libc::ENOSPC), then(libc::EIO)]);
+    each_way(Call::Read, &[Failure::Short, then(libc::EIO)]);
+}
+
+#[test]
+fn looking_at_a_file_fails() {
+    each(Call::Metadata, &[libc::EIO]);
+}
+
+#[test]
+fn looking_for_holes_fails() {
+    each(Call::Seek, &[libc::EIO]);
+}
+
+/// What recovery does not see it must not take for absent: the logs, an index, a data file.
+#[test]
+fn each_call_of_a_recovery_fails() {
+    let calls = [
+        (Call::Open, libc::EMFILE),
+        (Call::Read, libc::EIO),
+        (Call::Write, libc::ENOSPC),
+        (Call::SetLen, libc::EIO),
+        (Call::SyncData, libc::EIO),
+        (Call::SyncDir, libc::EIO),
+        (Call::Allocate, libc::ENOSPC),
+        (Call::Remove, libc::EIO),
+        (Call::Metadata, libc::EIO),
+        (Call::List, libc::EIO),
+    ];
+    let mut met = BTreeMap::new();
+    let endings = [(Ending::Killed, false), (Ending::Killed, true), (Ending::PowerCut, false)];
+    for ((call, errno), (ending, again)) in
+        calls.into_iter().flat_map(|call| endings.map(|ending| (call, ending)))
+    {
+        // Once: what the rest of the recovery makes of it is what matters.
+        for after in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let mut left = tell(dir.path(), None, ending);
+            if again {
+                left.is_taken_up_again();
+            }
+            let failure = Failure::Errno(errno);
+            let fault = Fault { call, failure, after, for_ever: false };
+            let struck = left.recover_with(fault);
+            left.is_allowed(&format!("{fault:?} in recovery, {ending:?}, again: {again}"));
+            if !struck {
+                break;
+            }
+            *met.entry(format!("{call:?}")).or_insert(0) += 1;
+        }
+    }
+    for call in ["Open", "Read", "Write", "SyncDir", "Metadata", "List"] {
+        assert!(met.contains_key(call), "no {call} in any recovery: {met:?}");
+    }
 }

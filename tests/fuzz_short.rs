@@ -126,6 +126,7 @@ fn store() -> tempfile::TempDir {
     };
     cowfs(&["init"]);
     cowfs(&["import", "--any", tree.to_str().unwrap(), "--as", "old"]);
+    cowfs(&["check", "--add-checksums"]);
     let store = Arc::new(Store::open(&root).unwrap());
     let row = store.catalog.require_branch(&"old".parse().unwrap()).unwrap();
     let lock = store.lock_branch(row.id).unwrap();
@@ -193,6 +194,11 @@ fn replays() {
 #[test]
 fn indexes() {
     run("index", seeds(&["index"]), fuzz::index::run);
+}
+
+#[test]
+fn checksums_of_layers() {
+    run("sums", seeds(&["sums"]), fuzz::sums::run);
 }
 
 #[test]

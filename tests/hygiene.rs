@@ -12,7 +12,7 @@ use cowfs::catalog::Store;
 use cowfs::format::{FileKind, Ino};
 use cowfs::fs::names::NewFile;
 use cowfs::fs::{Caller, Fs, FsOptions};
-use cowfs::io::fault::{Call, Fault, FaultStorage};
+use cowfs::io::fault::{Call, Failure, Fault, FaultStorage};
 use cowfs::io::host::HostStorage;
 
 /// What a server leaves, and two files that only look like it.
@@ -63,7 +63,8 @@ fn hygiene_that_was_cut_short_is_finished_by_the_next_mount() {
         let child = format!("child-{after}");
         main.branch.fork(child.parse().unwrap(), &by()).unwrap();
         let fs = serve(&store, &storage, &child);
-        storage.inject(Some(Fault { call: Call::Write, errno: libc::EIO, after, for_ever: true }));
+        let failure = Failure::Errno(libc::EIO);
+        storage.inject(Some(Fault { call: Call::Write, failure, after, for_ever: true }));
         cut_short += usize::from(fs.apply_fork_hygiene().is_err());
         storage.inject(None);
         fs.branch.abandon();

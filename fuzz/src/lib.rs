@@ -11,6 +11,7 @@ pub mod mountinfo;
 pub mod owner_map;
 pub mod replay;
 pub mod store_format;
+pub mod sums;
 
 use std::path::Path;
 

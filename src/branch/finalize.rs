@@ -16,6 +16,7 @@ use super::{Branch, BranchError, merge};
 use crate::format::index::{FileLayout, IndexBuilder, IndexMeta};
 use crate::format::{FileKind, Ino, LayerId};
 use crate::io::crash::{ENABLED, Point, crash_point};
+use crate::io::host::open_plain_with;
 use crate::io::{Access, Appender};
 use crate::layer::LayerError;
 use crate::layer::data_files::DataFiles;
@@ -318,11 +319,8 @@ fn host_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Bran
 pub(super) fn finalize_lock(dir: &Path) -> Result<Flock<File>, BranchError> {
     let path = dir.join("finalize.lock");
     std::fs::create_dir_all(dir).map_err(host_error("creating", dir))?;
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
+    let mut options = File::options();
+    let file = open_plain_with(options.create(true).truncate(false).write(true), &path)
         .map_err(host_error("opening", &path))?;
     Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, errno)| host_error("locking", &path)(errno.into()))

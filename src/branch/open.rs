@@ -1,6 +1,7 @@
 //! Opening a branch: the catalog's chain of layers becomes a View.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -73,7 +74,7 @@ impl Branch {
             store.catalog.require_current()?;
         }
         let chain = store.catalog.chain(row.head)?;
-        let view = match head_is_sealed(&data, row.head) {
+        let view = match head_is_sealed(&data, row.head)? {
             false => load_view(&store, &data, boot_id, &chain)?,
             true if mode == OpenMode::ReadWrite => {
                 return Err(BranchError::HeadSealed { layer: row.head });
@@ -274,8 +275,8 @@ fn load_part(data: &DataFiles, row: &LayerRow) -> Result<Option<SealedPart>, Bra
 /// A layer that was written to must have a directory with a journal or an index.
 fn check_present(data: &DataFiles, row: &LayerRow) -> Result<(), BranchError> {
     let dir = data.layer_dir(row.id);
-    let there = |name: &str| data.storage.metadata(&dir.join(name)).is_ok();
-    if row.used && !there("journal") && !there("index") {
+    let there = |name: &str| is_there(data, &dir.join(name));
+    if row.used && !there("journal")? && !there("index")? {
         return Err(BranchError::LayerMissing { layer: row.id });
     }
     Ok(())
@@ -284,9 +285,16 @@ fn check_present(data: &DataFiles, row: &LayerRow) -> Result<(), BranchError> {
 /// Whether the layer was sealed, whatever the catalog says: a layer gets an index after that, and
 /// is never open again. Taken for an open one it would have no records, and its data files would
 /// look like leftovers.
-fn head_is_sealed(data: &DataFiles, head: LayerId) -> bool {
-    let there = |which: IndexFile| data.storage.metadata(&which.path(data, head)).is_ok();
-    there(IndexFile::Own) || there(IndexFile::Merged)
+fn head_is_sealed(data: &DataFiles, head: LayerId) -> Result<bool, BranchError> {
+    let there = |which: IndexFile| is_there(data, &which.path(data, head));
+    Ok(there(IndexFile::Own)? || there(IndexFile::Merged)?)
+}
+
+/// Whether there is a file at `path`. What recovery does rests on it, so a host that does not tell
+/// is an error: a file that is taken for absent costs what it says.
+pub(super) fn is_there(data: &DataFiles, path: &Path) -> Result<bool, BranchError> {
+    let host = |source| BranchError::Host { what: "looking for", path: path.to_owned(), source };
+    data.storage.exists(path).map_err(host)
 }
 
 /// The first inode number that no layer mentions.

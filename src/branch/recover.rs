@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::BranchError;
+use super::open::is_there;
 use super::view::View;
 use crate::format::Ino;
 use crate::io::crash::{Point, crash_point};
@@ -20,7 +21,7 @@ pub(super) fn recover(view: &View) -> Result<Vec<Ino>, BranchError> {
     let mut unsynced = Vec::new();
     let layers: Vec<_> = view.in_memory().cloned().collect();
     for (position, layer) in layers.iter().enumerate().rev() {
-        if ended_orderly(layer) {
+        if ended_orderly(layer)? {
             continue;
         }
         let settled = settle_sizes(view, position, layer)?;
@@ -34,9 +35,9 @@ pub(super) fn recover(view: &View) -> Result<Vec<Ino>, BranchError> {
 
 /// An orderly end leaves the journal and removes the volatile log. Neither of the two is no proof:
 /// the host may have kept a data file and lost the log that was made just before.
-fn ended_orderly(layer: &OpenLayer) -> bool {
-    let there = |name| layer.data.storage.metadata(&path_in(layer, name)).is_ok();
-    there("journal") && !there("volatile")
+fn ended_orderly(layer: &OpenLayer) -> Result<bool, BranchError> {
+    let there = |name| is_there(&layer.data, &path_in(layer, name));
+    Ok(there("journal")? && !there("volatile")?)
 }
 
 fn path_in(layer: &OpenLayer, name: &str) -> PathBuf {

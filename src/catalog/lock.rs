@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, Flock, FlockArg};
 
 use crate::format::BranchId;
+use crate::io::host::{open_plain, open_plain_with};
 
 /// Where in FORMAT the bytes of branches begin that are locked: far past its end.
 const SECOND_LOCKS_AT: i64 = 1 << 40;
@@ -47,15 +48,9 @@ impl FileLock {
     pub fn acquire(path: &Path) -> Result<FileLock, LockError> {
         let failed = |source| LockError::Io { path: path.to_owned(), source };
         loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags(nix::libc::O_NOFOLLOW)
-                .open(path)
-                .map_err(failed)?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let file = open_plain_with(&mut options, path).map_err(failed)?;
             let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
                 Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
@@ -76,7 +71,7 @@ impl FileLock {
     /// Whether somebody holds the lock on `path` now. Never creates the file, never takes the
     /// lock, and so never gets in the way of somebody who wants it.
     pub fn is_held(path: &Path) -> io::Result<bool> {
-        let file = match File::open(path) {
+        let file = match open_plain(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(e),

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 
 use crate::io::crash::{Point, crash_point};
+use crate::io::host::open_plain_with;
 
 /// Bytes kept back: enough for the catalog's shared memory and some dozen transactions.
 const BYTES: u64 = 4 << 20;
@@ -26,7 +27,8 @@ fn file_of(store: &Path) -> PathBuf {
 pub fn make(store: &Path) {
     let path = file_of(store);
     let make = || -> io::Result<()> {
-        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+        let file =
+            open_plain_with(File::options().create(true).truncate(false).write(true), &path)?;
         crash_point(Point::ReserveCreated);
         fallocate(&file, FallocateFlags::empty(), 0, BYTES.cast_signed())?;
         crash_point(Point::ReserveMade);

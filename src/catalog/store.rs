@@ -14,6 +14,7 @@ use super::lock::retry_while_busy;
 use super::reserve;
 use super::{BranchLock, Catalog, CatalogError, FileLock, LockError};
 use crate::format::{BranchId, LayerId};
+use crate::io::host::open_plain;
 
 /// What `FORMAT` says in a store that this version understands.
 const FORMAT_MAGIC: &str = "cowfs store";
@@ -113,6 +114,11 @@ fn host(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError
     move |source| StoreError::Host { what, path, source }
 }
 
+/// Whether there is no such file, or what should be a directory above it is none.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 fn make_private_dir(path: &Path) -> Result<(), StoreError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -202,12 +208,13 @@ impl Store {
     /// Opens the store in `dir`.
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
         let path = dir.join("FORMAT");
-        let file = match File::open(&path) {
+        let file = match open_plain(&path) {
             Ok(file) => file,
-            Err(e)
-                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-            {
+            Err(e) if is_absent(&e) => {
                 return Err(StoreError::NotAStore { dir: dir.to_owned() });
+            }
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                return Err(StoreError::DamagedFormat { dir: dir.to_owned() });
             }
             Err(e) => return Err(host("reading", &path)(e)),
         };
@@ -251,12 +258,26 @@ impl Store {
 
     /// Whether a directory of a layer holds more than a layer has whose row was never written: then
     /// the catalog has known it, whatever it says now.
+    ///
+    /// So it is taken to, too, if the host does not let us look.
     pub fn holds_contents(dir: &Path) -> bool {
-        let files = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
-        dir.join("index").exists()
-            || dir.join("merged").exists()
-            || dir.join("journal").metadata().is_ok_and(|meta| meta.len() > ROOT_JOURNAL_BYTES_MAX)
-            || files(dir.join("data")).any(|group| files(group.path()).next().is_some())
+        let has_file = |group: PathBuf| match std::fs::read_dir(group) {
+            Ok(mut files) => files.next().is_some(),
+            Err(error) => !is_absent(&error),
+        };
+        let has_data = || match std::fs::read_dir(dir.join("data")) {
+            Ok(mut groups) => {
+                groups.any(|group| group.map_or(true, |group| has_file(group.path())))
+            }
+            Err(error) => !is_absent(&error),
+        };
+        let has_journal = || match dir.join("journal").metadata() {
+            Ok(meta) => meta.len() > ROOT_JOURNAL_BYTES_MAX,
+            Err(error) => !is_absent(&error),
+        };
+        ["index", "merged"].iter().any(|name| dir.join(name).try_exists().unwrap_or(true))
+            || has_journal()
+            || has_data()
     }
 
     /// Locks, sockets and other volatile files.

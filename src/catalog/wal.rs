@@ -16,6 +16,7 @@ use rusqlite::Connection;
 
 use super::{BUSY_TIMEOUT, CatalogError};
 use crate::io::crash::{Point, crash_point};
+use crate::io::host::open_plain_with;
 
 /// Bytes in use that the end of a process leaves behind at most.
 ///
@@ -109,7 +110,7 @@ pub fn extend(connection: &Connection, catalog: &Path) -> Result<(), CatalogErro
 }
 
 fn write_zeros(path: &Path) -> io::Result<()> {
-    let file = File::options().write(true).open(path)?;
+    let file = open_plain_with(File::options().write(true), path)?;
     let mut at = file.metadata()?.len();
     if at >= LENGTH {
         return Ok(());

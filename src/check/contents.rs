@@ -31,8 +31,9 @@ pub(super) fn check_contents(
 ) {
     let dir = store.layer_dir(row.id);
     let (sums, problem) = open_sums(&dir.join("sums"), row);
-    if let Some(problem) = problem {
-        report.mendable(dir.join("sums"), problem, Mend::RemakeSums);
+    if let Some((problem, mend)) = problem {
+        let finding = report.finding(dir.join("sums"), problem, mend);
+        report.damage.push(finding);
     }
     let Some(index) = open_index(&dir.join("index")) else {
         if read_data {
@@ -84,22 +85,28 @@ fn without(stretches: &[SumExtent], extents: &[SumExtent]) -> Vec<SumExtent> {
 }
 
 /// The checksums of a layer, as far as they can be relied on, and what is wrong with their file.
-fn open_sums(path: &Path, row: &LayerRow) -> (Option<Sums>, Option<String>) {
+/// The checksums that can be relied on, and what is wrong with the others. What the host does not
+/// let us read may be sound: that is not for `--repair`.
+fn open_sums(path: &Path, row: &LayerRow) -> (Option<Sums>, Option<(String, Option<Mend>)>) {
+    let damaged = |what: String| Some((what, Some(Mend::RemakeSums)));
     let map = || open_plain(path).and_then(|file| sys::map_immutable(&file));
     let mapped = match map() {
         Ok(mapped) => mapped,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return (None, None),
-        Err(error) => return (None, Some(error.to_string())),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return (None, damaged(error.to_string()));
+        }
+        Err(error) => return (None, Some((error.to_string(), None))),
     };
     match Sums::open(Box::new(mapped)) {
-        Ok(sums) if sums.layer() != row.id => (None, Some("checksums of another layer".into())),
+        Ok(sums) if sums.layer() != row.id => (None, damaged("checksums of another layer".into())),
         Ok(sums) => {
-            let problem = sums.extents().find_map(Result::err).map(|error| error.to_string());
-            (Some(sums), problem)
+            let problem = sums.extents().find_map(Result::err);
+            (Some(sums), problem.and_then(|error| damaged(error.to_string())))
         }
         Err(error) => {
             let left = map().ok().and_then(|map| Sums::open_damaged(Box::new(map), row.id));
-            (left, Some(error.to_string()))
+            (left, damaged(error.to_string()))
         }
     }
 }

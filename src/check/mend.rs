@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::Finding;
 use crate::format::index::Index;
-use crate::io::host::open_plain;
+use crate::io::host::{open_plain, open_plain_with};
 use crate::io::sys;
 
 /// A way to mend a finding.
@@ -70,7 +70,7 @@ pub fn mend(finding: &Finding) -> io::Result<bool> {
 
 /// The lock of a writer; `None` if a writer holds it.
 fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    let file = open_plain_with(File::options().write(true).create(true).truncate(false), path)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),

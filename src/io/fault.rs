@@ -32,6 +32,24 @@ pub enum Call {
     Rename,
     /// unlink.
     Remove,
+    /// stat, of a name or an open file.
+    Metadata,
+    /// Listing a directory.
+    List,
+    /// lseek to data or to a hole.
+    Seek,
+}
+
+/// How a call goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// With this errno, and nothing done.
+    Errno(i32),
+    /// A write (or a read) does the first half of what it was asked, and says so.
+    Short,
+    /// As [`Failure::Short`]; the calls of that kind that follow fail with this errno: what a disk
+    /// does that becomes full.
+    ShortThen(i32),
 }
 
 /// What goes wrong, when, and for how long.
@@ -39,8 +57,8 @@ pub enum Call {
 pub struct Fault {
     /// The call that fails.
     pub call: Call,
-    /// The errno it fails with.
-    pub errno: i32,
+    /// With what.
+    pub failure: Failure,
     /// How many such calls succeed first.
     pub after: u64,
     /// Whether every later call fails, too.
@@ -55,17 +73,33 @@ struct Plan {
 }
 
 impl Plan {
-    fn check(&self, call: Call) -> io::Result<()> {
+    /// Fails, or says how many of `len` bytes are to be moved.
+    fn check_moving(&self, call: Call, len: u64) -> io::Result<u64> {
         let mut slot = self.fault.lock();
-        let Some(fault) = *slot else { return Ok(()) };
+        let Some(fault) = *slot else { return Ok(len) };
         if fault.call != call || self.seen.fetch_add(1, Ordering::Relaxed) < fault.after {
-            return Ok(());
+            return Ok(len);
         }
+        // A call that moves one byte cannot stop halfway.
+        let half = if len > 1 { len / 2 } else { len };
         self.struck.store(true, Ordering::Relaxed);
-        if !fault.for_ever {
-            *slot = None;
+        match fault.failure {
+            Failure::ShortThen(errno) => {
+                let failure = Failure::Errno(errno);
+                *slot = Some(Fault { failure, ..fault });
+                return Ok(half);
+            }
+            _ if !fault.for_ever => *slot = None,
+            _ => {}
         }
-        Err(io::Error::from_raw_os_error(fault.errno))
+        match fault.failure {
+            Failure::Errno(errno) => Err(io::Error::from_raw_os_error(errno)),
+            Failure::Short | Failure::ShortThen(_) => Ok(half),
+        }
+    }
+
+    fn check(&self, call: Call) -> io::Result<()> {
+        self.check_moving(call, 0).map(drop)
     }
 }
 
@@ -103,18 +137,18 @@ struct FaultFile {
 
 impl HostFile for FaultFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.plan.check(Call::Read)?;
-        self.inner.read_at(buf, offset)
+        let len = self.plan.check_moving(Call::Read, buf.len() as u64)?;
+        self.inner.read_at(&mut buf[..len as usize], offset)
     }
 
     fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.plan.check(Call::Read)?;
-        self.inner.read_once_at(buf, offset)
+        let len = self.plan.check_moving(Call::Read, buf.len() as u64)?;
+        self.inner.read_once_at(&mut buf[..len as usize], offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.plan.check(Call::Write)?;
-        self.inner.write_at(buf, offset)
+        let len = self.plan.check_moving(Call::Write, buf.len() as u64)?;
+        self.inner.write_at(&buf[..len as usize], offset)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -123,6 +157,7 @@ impl HostFile for FaultFile {
     }
 
     fn metadata(&self) -> io::Result<HostMetadata> {
+        self.plan.check(Call::Metadata)?;
         self.inner.metadata()
     }
 
@@ -137,15 +172,17 @@ impl HostFile for FaultFile {
     }
 
     fn seek_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.plan.check(Call::Seek)?;
         self.inner.seek_data(offset)
     }
 
     fn seek_hole(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.plan.check(Call::Seek)?;
         self.inner.seek_hole(offset)
     }
 
     fn copy_from(&self, source: &dyn HostFile, from: u64, to: u64, len: u64) -> io::Result<u64> {
-        self.plan.check(Call::Write)?;
+        let len = self.plan.check_moving(Call::Write, len)?;
         self.inner.copy_from(source, from, to, len)
     }
 
@@ -169,7 +206,14 @@ impl Storage for FaultStorage {
         Ok(Arc::new(FaultFile { inner, plan: self.plan.clone() }))
     }
 
+    fn open_foreign(&self, path: &Path) -> io::Result<Arc<dyn HostFile>> {
+        self.plan.check(Call::Open)?;
+        let inner = self.inner.open_foreign(path)?;
+        Ok(Arc::new(FaultFile { inner, plan: self.plan.clone() }))
+    }
+
     fn metadata(&self, path: &Path) -> io::Result<HostMetadata> {
+        self.plan.check(Call::Metadata)?;
         self.inner.metadata(path)
     }
 
@@ -199,6 +243,7 @@ impl Storage for FaultStorage {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        self.plan.check(Call::List)?;
         self.inner.list(path)
     }
 }

@@ -45,7 +45,8 @@ pub fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn open_plain_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+/// Opens a file of a store with `options`, which are changed; see [`open_plain`].
+pub fn open_plain_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let refused = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let opened = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
     let file = opened.map_err(|error| match error.raw_os_error() {

@@ -107,6 +107,15 @@ pub trait Storage: Send + Sync {
     }
     /// Metadata of a path, not following a final symbolic link.
     fn metadata(&self, path: &Path) -> io::Result<HostMetadata>;
+    /// Whether something is there, whatever it is. Only the host saying so is an absence; any
+    /// other failure to look is an error.
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        match self.metadata(path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
     /// Makes a directory and its parents; existing ones are fine.
     fn create_dirs(&self, path: &Path) -> io::Result<()>;
     /// Removes a file; one that is missing is fine.

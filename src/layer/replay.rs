@@ -108,7 +108,8 @@ pub fn replay(
     }
     restore_unsynced(&open, volatile.frames);
     // With a volatile log the layer was taken up again after it was left.
-    let taken_up = data.storage.metadata(&data.layer_dir(layer).join("volatile")).is_ok();
+    let taken_up = data.storage.exists(&data.layer_dir(layer).join("volatile"));
+    let taken_up = taken_up.map_err(LayerError::host(layer, "looking for the volatile log"))?;
     if let Some(lengths) = journal.lengths.filter(|_| !taken_up) {
         open.left = Some(Left { ticket: open.log.last_ticket(), lengths });
     }

@@ -15,7 +15,7 @@ use crate::format::index::Index;
 use crate::format::sums::{SumExtent, Sums, SumsWriter, cut_extents, granule_sum, owned_stretches};
 use crate::format::{FormatError, GRANULE_BYTES, Granule, LayerId};
 use crate::io::crash::{Point, crash_point};
-use crate::io::host::open_plain;
+use crate::io::host::{open_plain, open_plain_with};
 use crate::io::{Access, Appender, HostFile, read_once_up_to, read_up_to, sys};
 
 /// What became of an attempt to make a layer's checksums.
@@ -199,7 +199,8 @@ pub fn make(
     layer: LayerId,
     pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Made, LayerError> {
-    if data.storage.metadata(&path(data, layer)).is_ok() {
+    let there = data.storage.exists(&path(data, layer));
+    if there.map_err(LayerError::host(layer, "looking for checksums"))? {
         return Ok(Made::Before);
     }
     make_beside(data, layer, None, pace)
@@ -208,7 +209,12 @@ pub fn make(
 /// Makes the damaged checksums of a sealed layer again from the contents as they are now. Those
 /// that can be relied on are kept, and so is all that they tell of the contents.
 pub fn remake(data: &DataFiles, layer: LayerId) -> Result<Made, LayerError> {
-    let kept = open(data, layer).ok().flatten().and_then(|opened| opened.sums);
+    let kept = match open(data, layer) {
+        Ok(opened) => opened.and_then(|opened| opened.sums),
+        // They may be sound, and know of rot: what cannot be read is not to be replaced.
+        Err(error @ LayerError::Host { .. }) => return Err(error),
+        Err(_) => None,
+    };
     make_beside(data, layer, kept.as_deref(), &mut |_| ControlFlow::Continue(()))
 }
 
@@ -268,7 +274,7 @@ fn write(
 
 /// The right to write the temporary file at `path`; `None` if another process has it.
 fn lock(path: &Path) -> io::Result<Option<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    let file = open_plain_with(File::options().create(true).truncate(false).write(true), path)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),

@@ -19,6 +19,7 @@ use super::server::{self, MountRequest};
 use super::unmount;
 use crate::catalog::{CatalogError, Store};
 use crate::format::BranchId;
+use crate::io::host::{open_plain, open_plain_with};
 
 /// The hidden option that makes `cowfs mount --foreground` report on its standard output.
 pub const READY_OPTION: &str = "--ready-on-stdout";
@@ -83,12 +84,7 @@ fn open_log(run_dir: &Path, branch: BranchId) -> io::Result<(PathBuf, File)> {
     if std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
         std::fs::rename(&path, run_dir.join(format!("{branch}.log.old")))?;
     }
-    let log = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&path)?;
+    let log = open_plain_with(OpenOptions::new().append(true).create(true).mode(0o600), &path)?;
     Ok((path, log))
 }
 
@@ -157,7 +153,7 @@ fn end(mut child: Child, patience: Duration) -> Option<ExitStatus> {
 
 fn last_words(log: &Path, begin: u64, status: Option<ExitStatus>) -> String {
     let status = status.map_or_else(|| "it does not end".to_owned(), |status| status.to_string());
-    let words = File::open(log).and_then(|mut file| {
+    let words = open_plain(log).and_then(|mut file| {
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(begin.max(length.saturating_sub(LAST_WORDS_BYTES_MAX))))?;
         let mut bytes = Vec::new();

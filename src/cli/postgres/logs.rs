@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,9 +71,16 @@ pub(in crate::cli) fn run(args: &LogsArgs, store: &Store) -> Result<u8, Failure>
     if args.follow { follow(&path, end).map_err(failed) } else { Ok(0) }
 }
 
+/// Opens a log for reading; does not wait for whoever writes to a FIFO in its place.
+fn open(path: &Path) -> std::io::Result<File> {
+    let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    let named = || format!("{} is not a regular file", path.display());
+    if file.metadata()?.is_file() { Ok(file) } else { Err(std::io::Error::other(named())) }
+}
+
 /// The last lines, and where the file ended.
 fn tail(path: &Path, lines: usize) -> std::io::Result<(String, u64)> {
-    let mut file = match File::open(path) {
+    let mut file = match open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
         other => other?,
     };
@@ -89,7 +97,7 @@ fn tail(path: &Path, lines: usize) -> std::io::Result<(String, u64)> {
 fn follow(path: &Path, mut end: u64) -> std::io::Result<u8> {
     let mut out = std::io::stdout();
     loop {
-        if let Ok(mut file) = File::open(path) {
+        if let Ok(mut file) = open(path) {
             let length = file.metadata()?.len();
             // A new log began.
             end = if length < end { 0 } else { end };
