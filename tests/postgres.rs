@@ -96,6 +96,7 @@ logging_collector = on
 external_pid_file = '/nonexistent/x.pid'
 data_directory = '/nonexistent/parent'
 shared_preload_libraries = 'auto_explain, pg_cron'
+primary_conninfo = 'host=production password=secret'
 ";
 
 #[test]
@@ -126,6 +127,7 @@ fn mount_a_fork_is_harmless_and_the_files_stay() {
         ("max_logical_replication_workers", "0"),
         ("logging_collector", "off"),
         ("external_pid_file", ""),
+        ("primary_conninfo", ""),
         ("shared_preload_libraries", "auto_explain"),
         ("cluster_name", "child"),
         ("recovery_init_sync_method", "fsync"),
@@ -353,6 +355,40 @@ fn mount_tries_leave_nothing() {
     }
 }
 
+/// How long the checkpoint before a fork took; 0: there was none.
+fn checkpoint_us(scene: &Scene, args: &[&str]) -> u64 {
+    let said = scene.run(&[args, &["--json"]].concat()).ok();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    said["checkpoint_us"].as_u64().unwrap()
+}
+
+#[test]
+fn mount_a_parent_with_much_wal_writes_a_checkpoint_before_its_fork() {
+    let Some(scene) = Scene::with_cluster("autovacuum = off") else { return };
+    scene.run(&["start", "main"]).ok();
+    assert_eq!(checkpoint_us(&scene, &["fork", "main", "quiet"]), 0, "there is little WAL");
+    let fill = "CREATE TABLE pad AS SELECT repeat('x', 1000) FROM generate_series(1, 45000)";
+    scene.sql("main", fill);
+    assert_eq!(checkpoint_us(&scene, &["fork", "main", "plain", "--no-checkpoint"]), 0);
+    assert!(checkpoint_us(&scene, &["fork", "main", "asked"]) > 0);
+    assert_eq!(checkpoint_us(&scene, &["fork", "main", "again"]), 0, "that of before is enough");
+    assert!(checkpoint_us(&scene, &["fork", "main", "always", "--checkpoint"]) > 0);
+    for branch in ["plain", "asked", "again", "always"] {
+        assert_eq!(scene.sql(branch, "SELECT count(*) FROM pad"), "45000", "{branch}");
+    }
+    scene.run(&["fork", "main", "x", "--checkpoint", "--no-checkpoint"]).fails(2);
+
+    // Whoever may not ask for one gets the fork all the same.
+    scene.sql("main", "CREATE ROLE bob LOGIN");
+    scene.run(&["stop", "main"]).ok();
+    scene.run(&["start", "main", "--user", "bob"]).ok();
+    let psql = ["psql", "main", "--", "-U", "postgres", "-XqAt", "-c"];
+    for sql in ["DROP TABLE pad", fill] {
+        scene.run(&[&psql[..], &[sql]].concat()).ok();
+    }
+    assert_eq!(checkpoint_us(&scene, &["fork", "main", "bobs"]), 0);
+}
+
 #[test]
 fn mount_misuse_is_told() {
     let Some(scene) = Scene::with_cluster("") else { return };
@@ -395,6 +431,8 @@ fn mount_misuse_is_told() {
     for command in ["psql", "url", "env"] {
         scene.run(&[command, "main"]).fails(1);
     }
+    let tried = scene.run(&["try", "main", "-c", "shared_buffers=lots", "--", "true"]).fails(1);
+    assert!(tried.contains("Hint: --keep-on-failure keeps the child and its log"), "{tried}");
 }
 
 #[test]
