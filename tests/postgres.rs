@@ -563,5 +563,8 @@ fn mount_a_server_is_imported_while_it_runs() {
     let said = scene.run(&["import", "--from-server", "host=/nonexistent", "--as", "x"]).fails(1);
     assert!(said.contains("pg_basebackup ended with exit status: 1\nHint: "), "{said}");
     assert!(!scene.branches().contains(&"x".to_owned()), "nothing half-filled stays");
+    let wrong = ["import", "--from-server", "postgresql://u:secret@127.0.0.1:1/", "--as", "x"];
+    scene.run(&wrong).fails(1);
+    assert!(!scene.run(&["log"]).ok().contains("secret"), "nor after it has failed");
     scene.run(&["import", "--from-server", &url, "--adopt", "/x", "--as", "x"]).fails(2);
 }
