@@ -415,6 +415,13 @@ fn mount_misuse_is_told() {
     let said = scene.run(&["start", "main", "-c", "shared_buffers=lots"]).fails(1);
     assert!(said.contains("Postgres did not start (exit status: 1)"), "{said}");
     assert!(said.contains("invalid value for parameter \"shared_buffers\""), "{said}");
+    for (setting, hint) in [
+        ("shared_preload_libraries=nosuchlib", "Hint: this machine lacks that library: install it"),
+        ("shared_buffers=4TB", "Hint: the cluster is configured for more memory than there is"),
+    ] {
+        let said = scene.run(&["start", "main", "-c", setting]).fails(1);
+        assert!(said.contains(hint), "{said}");
+    }
     let log = scene.run(&["logs", "main", "--path"]).ok();
     assert!(said.contains(&format!("Hint: its whole log is {log}")), "{said}");
     assert_eq!(scene.mounts(), [""; 0]);
