@@ -137,6 +137,8 @@ fn create_needs_one_source_that_exists() {
     assert_eq!(cli.run(&["branch", "create", "x"]).status.code(), Some(2));
     let both = cli.run(&["branch", "create", "x", "--empty", "--from", "main"]);
     assert_eq!(both.status.code(), Some(2));
+    let past = ["branch", "create", "x", "--empty", "--at", "10 minutes ago"];
+    cli.refused(&past, 2, "cannot be used with");
     cli.refused(&["branch", "create", "x", "--from", "mian"], 1, "there is no branch mian");
     cli.refused(&["branch", "create", "main", "--empty"], 1, "branch main exists already");
     cli.refused(&["branch", "create", "main", "--from", "main"], 1, "branch main exists already");
@@ -145,6 +147,18 @@ fn create_needs_one_source_that_exists() {
     let again = cli.json(&["branch", "create", "x", "--from", "main", "--if-not-exists", "--json"]);
     assert_eq!(again["created"], false);
     cli.sound();
+}
+
+#[test]
+fn the_log_of_a_branch_that_never_was_is_refused() {
+    let cli = Cli::new();
+    cli.ok(&["branch", "create", "main", "--empty"]);
+    cli.ok(&["branch", "expire", "main", "1d"]);
+    let log = cli.ok(&["log", "main"]);
+    assert!(log.contains("main: expires 20"), "{log}");
+    cli.refused(&["log", "mian"], 1, "there is no branch mian");
+    cli.ok(&["branch", "rename", "main", "other"]);
+    assert!(!cli.ok(&["log", "main"]).is_empty(), "what it was called then");
 }
 
 #[test]

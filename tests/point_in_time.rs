@@ -104,6 +104,20 @@ fn mount_any_moment_between_two_snapshots_can_be_reached() {
 }
 
 #[test]
+fn mount_a_cluster_that_would_lag_as_a_standby_is_replayed_at_once() {
+    let Some(scene) = Scene::with_cluster("recovery_min_apply_delay = '1h'") else { return };
+    scene.run(&["start", "main"]).ok();
+    scene.sql("main", "CREATE TABLE t (n int)");
+    scene.run(&["snapshot", "create", "main@first"]).ok();
+    insert(&scene, 1);
+    let then = now(&scene);
+    insert(&scene, 2);
+    let args = ["branch", "create", "x", "--from", "main", "--at", &then, "--timeout", "60s"];
+    scene.run(&args).ok();
+    assert_eq!(rows(&scene, "x"), "1");
+}
+
+#[test]
 fn mount_a_moment_of_a_standby_is_a_database_of_its_own() {
     let Some(scene) = Scene::with_cluster("") else { return };
     scene.run(&["start", "main"]).ok();

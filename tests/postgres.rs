@@ -96,6 +96,7 @@ logging_collector = on
 external_pid_file = '/nonexistent/x.pid'
 data_directory = '/nonexistent/parent'
 shared_preload_libraries = 'auto_explain, pg_cron'
+primary_conninfo = 'host=production password=secret'
 ";
 
 #[test]
@@ -126,6 +127,7 @@ fn mount_a_fork_is_harmless_and_the_files_stay() {
         ("max_logical_replication_workers", "0"),
         ("logging_collector", "off"),
         ("external_pid_file", ""),
+        ("primary_conninfo", ""),
         ("shared_preload_libraries", "auto_explain"),
         ("cluster_name", "child"),
         ("recovery_init_sync_method", "fsync"),
@@ -353,6 +355,40 @@ fn mount_tries_leave_nothing() {
     }
 }
 
+/// How long the checkpoint before a fork took; 0: there was none.
+fn checkpoint_us(scene: &Scene, args: &[&str]) -> u64 {
+    let said = scene.run(&[args, &["--json"]].concat()).ok();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    said["checkpoint_us"].as_u64().unwrap()
+}
+
+#[test]
+fn mount_a_parent_with_much_wal_writes_a_checkpoint_before_its_fork() {
+    let Some(scene) = Scene::with_cluster("autovacuum = off") else { return };
+    scene.run(&["start", "main"]).ok();
+    assert_eq!(checkpoint_us(&scene, &["fork", "main", "quiet"]), 0, "there is little WAL");
+    let fill = "CREATE TABLE pad AS SELECT repeat('x', 1000) FROM generate_series(1, 45000)";
+    scene.sql("main", fill);
+    assert_eq!(checkpoint_us(&scene, &["fork", "main", "plain", "--no-checkpoint"]), 0);
+    assert!(checkpoint_us(&scene, &["fork", "main", "asked"]) > 0);
+    assert_eq!(checkpoint_us(&scene, &["fork", "main", "again"]), 0, "that of before is enough");
+    assert!(checkpoint_us(&scene, &["fork", "main", "always", "--checkpoint"]) > 0);
+    for branch in ["plain", "asked", "again", "always"] {
+        assert_eq!(scene.sql(branch, "SELECT count(*) FROM pad"), "45000", "{branch}");
+    }
+    scene.run(&["fork", "main", "x", "--checkpoint", "--no-checkpoint"]).fails(2);
+
+    // Whoever may not ask for one gets the fork all the same.
+    scene.sql("main", "CREATE ROLE bob LOGIN");
+    scene.run(&["stop", "main"]).ok();
+    scene.run(&["start", "main", "--user", "bob"]).ok();
+    let psql = ["psql", "main", "--", "-U", "postgres", "-XqAt", "-c"];
+    for sql in ["DROP TABLE pad", fill] {
+        scene.run(&[&psql[..], &[sql]].concat()).ok();
+    }
+    assert_eq!(checkpoint_us(&scene, &["fork", "main", "bobs"]), 0);
+}
+
 #[test]
 fn mount_misuse_is_told() {
     let Some(scene) = Scene::with_cluster("") else { return };
@@ -379,6 +415,13 @@ fn mount_misuse_is_told() {
     let said = scene.run(&["start", "main", "-c", "shared_buffers=lots"]).fails(1);
     assert!(said.contains("Postgres did not start (exit status: 1)"), "{said}");
     assert!(said.contains("invalid value for parameter \"shared_buffers\""), "{said}");
+    for (setting, hint) in [
+        ("shared_preload_libraries=nosuchlib", "Hint: this machine lacks that library: install it"),
+        ("shared_buffers=4TB", "Hint: the cluster is configured for more memory than there is"),
+    ] {
+        let said = scene.run(&["start", "main", "-c", setting]).fails(1);
+        assert!(said.contains(hint), "{said}");
+    }
     let log = scene.run(&["logs", "main", "--path"]).ok();
     assert!(said.contains(&format!("Hint: its whole log is {log}")), "{said}");
     assert_eq!(scene.mounts(), [""; 0]);
@@ -395,6 +438,8 @@ fn mount_misuse_is_told() {
     for command in ["psql", "url", "env"] {
         scene.run(&[command, "main"]).fails(1);
     }
+    let tried = scene.run(&["try", "main", "-c", "shared_buffers=lots", "--", "true"]).fails(1);
+    assert!(tried.contains("Hint: --keep-on-failure keeps the child and its log"), "{tried}");
 }
 
 #[test]
@@ -525,5 +570,8 @@ fn mount_a_server_is_imported_while_it_runs() {
     let said = scene.run(&["import", "--from-server", "host=/nonexistent", "--as", "x"]).fails(1);
     assert!(said.contains("pg_basebackup ended with exit status: 1\nHint: "), "{said}");
     assert!(!scene.branches().contains(&"x".to_owned()), "nothing half-filled stays");
+    let wrong = ["import", "--from-server", "postgresql://u:secret@127.0.0.1:1/", "--as", "x"];
+    scene.run(&wrong).fails(1);
+    assert!(!scene.run(&["log"]).ok().contains("secret"), "nor after it has failed");
     scene.run(&["import", "--from-server", &url, "--adopt", "/x", "--as", "x"]).fails(2);
 }

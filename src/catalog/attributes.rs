@@ -30,7 +30,7 @@ impl Catalog {
         actor: Actor<'_>,
     ) -> Result<BranchRow, CatalogError> {
         let detail = match expires_ms {
-            Some(ms) => format!("expires at {ms} ms"),
+            Some(ms) => format!("expires {}", moment(ms)),
             None => "never expires".to_owned(),
         };
         self.set(id, "expires_ms = ?2", expires_ms, &detail, actor)
@@ -110,4 +110,10 @@ impl Catalog {
             branches::require(transaction, id)
         })
     }
+}
+
+/// For people who read the log.
+fn moment(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms)
+        .map_or_else(|_| format!("at {ms} ms"), |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }

@@ -64,7 +64,7 @@ pub(super) fn run(store: &Arc<Store>, import: &ServerImport<'_>) -> Result<(), F
     let begin = Instant::now();
     let from = without_password(import.url);
     let what = if import.standby { "standby" } else { "server" };
-    let command = super::command_line().replace(import.url, &from);
+    let command = super::command_line();
     let by = Requester { uid: nix::unistd::getuid().as_raw(), command };
     let row = create_from(store, import.name.clone(), &format!("{what}:{from}"), &by);
     let row = row.map_err(|error| failure::of_branch(&error))?;
@@ -168,10 +168,9 @@ fn give_to_server_user(dir: &Path) -> Result<(), Failure> {
 }
 
 /// The connection string as it may be shown and kept: without a password.
-fn without_password(url: &str) -> String {
+pub(super) fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
-        let words = url.split_whitespace().filter(|word| !word.starts_with("password="));
-        return words.collect::<Vec<_>>().join(" ");
+        return words_without_password(url);
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let shown = match rest[..end].rsplit_once('@') {
@@ -184,15 +183,63 @@ fn without_password(url: &str) -> String {
     let (path, query) = shown.split_once('?').unwrap_or((&shown, ""));
     let query: Vec<&str> = query
         .split('&')
-        .filter(|pair| !pair.is_empty() && !pair.starts_with("password="))
+        .filter(|pair| !pair.is_empty() && !is_secret(pair.split('=').next().unwrap_or_default()))
         .collect();
     let mark = if query.is_empty() { "" } else { "?" };
     format!("{scheme}://{path}{mark}{}", query.join("&"))
 }
 
+fn is_secret(keyword: &str) -> bool {
+    matches!(keyword, "password" | "sslpassword")
+}
+
+/// The same of `keyword = value` pairs as libpq takes them: spaces around the sign, values in single
+/// quotes, backslashes before what is meant literally.
+fn words_without_password(text: &str) -> String {
+    let mut rest = text.trim_start();
+    let mut shown = Vec::new();
+    while let Some((keyword, after)) = rest.split_once('=') {
+        let after = after.trim_start();
+        let end = value_end(after);
+        if !is_secret(keyword.trim()) {
+            shown.push(format!("{}={}", keyword.trim(), &after[..end]));
+        }
+        rest = after[end..].trim_start();
+    }
+    // What is left is no pair, and perhaps a part of a secret.
+    shown.join(" ")
+}
+
+/// Where the value ends with which `text` begins.
+fn value_end(text: &str) -> usize {
+    let quoted = text.starts_with('\'');
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(usize::from(quoted)) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '\'' if quoted => return at + 1,
+            c if !quoted && c.is_whitespace() => return at,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::without_secrets;
     use super::without_password;
+
+    #[test]
+    fn the_log_keeps_no_password_of_a_command() {
+        let line = |words: &str| without_secrets(words.split(' ').map(str::to_owned));
+        let url = "postgresql://u:p@h/d";
+        let shown = "cowfs import --from-server postgresql://u@h/d --as x";
+        assert_eq!(line(&format!("import --from-server {url} --as x")), shown);
+        let shown = "cowfs import --from-server=postgresql://u@h/d";
+        assert_eq!(line(&format!("import --from-server={url}")), shown);
+    }
 
     #[test]
     fn passwords_are_not_kept() {
@@ -205,6 +252,10 @@ mod tests {
             ("postgresql://h/d?password=x&user=u", "postgresql://h/d?user=u"),
             ("postgresql:///d?host=/run/s&password=x", "postgresql:///d?host=/run/s"),
             ("host=h password=x dbname=d", "host=h dbname=d"),
+            ("host=h password = 'a b\\' c' dbname=d", "host=h dbname=d"),
+            ("password=a\\ b user = u", "user=u"),
+            ("host='/run/a b' password='open", "host='/run/a b'"),
+            ("postgresql://h/d?sslpassword=x", "postgresql://h/d"),
         ] {
             assert_eq!(without_password(given), shown);
         }

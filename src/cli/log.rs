@@ -89,6 +89,10 @@ fn shown(row: &OperationRow) -> Shown<'_> {
 pub(super) fn run(args: &LogArgs, store: &Store) -> Result<u8, Failure> {
     let rows = store.catalog.log(args.branch.as_ref(), args.limit);
     let rows = rows.map_err(|error| failure::of_catalog(&error))?;
+    if let (Some(name), true) = (&args.branch, rows.is_empty() && args.limit > 0) {
+        // A branch that never was; one that is there has at least its beginning.
+        store.catalog.require_branch(name).map_err(|error| failure::of_catalog(&error))?;
+    }
     if args.json {
         output::print_json(&rows.iter().map(shown).collect::<Vec<_>>())?;
         return Ok(0);

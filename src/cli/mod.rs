@@ -187,7 +187,24 @@ fn start_tracing(verbose: u8, quiet: bool) {
 /// The command as typed, for the operation log.
 fn command_line() -> String {
     let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    std::iter::once("cowfs".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+    without_secrets(words)
+}
+
+/// The words of a command as the log may keep them: it is read by more people than a password is for.
+fn without_secrets(words: impl Iterator<Item = String>) -> String {
+    const URL: &str = "--from-server";
+    let mut line = "cowfs".to_owned();
+    let mut is_url = false;
+    for word in words {
+        let word = match word.strip_prefix(URL).and_then(|rest| rest.strip_prefix('=')) {
+            _ if is_url => import_server::without_password(&word),
+            Some(url) => format!("{URL}={}", import_server::without_password(url)),
+            None => word,
+        };
+        is_url = word == URL;
+        line = format!("{line} {word}");
+    }
+    line
 }
 
 /// Who runs this command, for the operation log.

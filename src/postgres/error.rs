@@ -244,7 +244,10 @@ impl PostgresError {
                 "set COWFS_RUNTIME_DIR to a directory of your own".to_owned()
             }
             Self::Orphans { .. } => "wait for them, or end them".to_owned(),
-            Self::DidNotStart { log, .. } => format!("its whole log is {}", log.display()),
+            Self::DidNotStart { log, last_words, .. } => {
+                let whole = format!("its whole log is {}", log.display());
+                mend_of(last_words).map_or(whole.clone(), |mend| format!("{mend}; {whole}"))
+            }
             Self::StillStarting { .. } => format!(
                 "it may be replaying WAL: `cowfs logs {branch}` shows it, `cowfs start {branch}` \
                  waits on"
@@ -269,4 +272,22 @@ impl PostgresError {
             _ => 1,
         }
     }
+}
+
+/// What to do about a server that has ended with these words, where a copy of a cluster on a smaller
+/// machine is often met with them. They are in English unless the cluster's messages are not.
+fn mend_of(last_words: &str) -> Option<&'static str> {
+    let mends = [
+        (
+            "could not access file",
+            "this machine lacks that library: install it, or name those to load with `-c \
+             shared_preload_libraries=..`",
+        ),
+        (
+            "could not map anonymous shared memory",
+            "the cluster is configured for more memory than there is: `-c shared_buffers=128MB -c \
+             huge_pages=try`",
+        ),
+    ];
+    mends.into_iter().find(|(said, _)| last_words.contains(said)).map(|(_, mend)| mend)
 }

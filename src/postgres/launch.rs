@@ -35,6 +35,8 @@ use crate::io::sys;
 
 /// How often the state of a starting server is looked at: a cached read of a small file.
 const POLL: Duration = Duration::from_millis(2);
+/// The same of one that replays WAL, which may take long.
+const PROMOTE_POLL: Duration = Duration::from_millis(5);
 /// A log larger than this is put aside at the next start.
 const LOG_BYTES_MAX: u64 = 8 << 20;
 /// How much of the end of the log goes into a message.
@@ -82,6 +84,16 @@ pub struct Launched {
 struct Settle {
     file: PathBuf,
     text: String,
+}
+
+/// How long a promotion is waited for.
+pub struct PromoteWait<'a> {
+    /// Until then.
+    pub timeout: Duration,
+    /// Where the server says what happens.
+    pub log: &'a Path,
+    /// Whether nobody wants it any more.
+    pub interrupted: &'a dyn Fn() -> bool,
 }
 
 /// How waiting for a server ended.
@@ -222,8 +234,7 @@ impl Launched {
 
     /// Stops the server, whatever state it is in.
     pub fn end(&mut self) {
-        let _ = postmaster::stop(&self.process, postmaster::StopMode::Immediate, END_PATIENCE);
-        let _ = self.process.signal(Signal::SIGKILL);
+        end(&self.process);
         let _ = self.child.wait();
     }
 
@@ -251,10 +262,9 @@ pub fn promote(
     process: &ProcessId,
     owner: &Owner,
     is_standby: bool,
-    log: &Path,
-    timeout: Duration,
+    wait: &PromoteWait<'_>,
 ) -> Result<(), PostgresError> {
-    let deadline = Instant::now() + timeout;
+    let deadline = Instant::now() + wait.timeout;
     let failed = |source| PostgresError::Host { what: "promoting the branch".to_owned(), source };
     if is_standby {
         owner.act(|| postmaster::promote(data_dir, process))?.map_err(failed)?;
@@ -267,15 +277,30 @@ pub fn promote(
         if !process.is_alive() {
             return Err(PostgresError::DidNotStart {
                 status: "it has ended in recovery".to_owned(),
-                last_words: last_words(log, 0),
-                log: log.to_owned(),
+                last_words: last_words(wait.log, 0),
+                log: wait.log.to_owned(),
             });
         }
-        if Instant::now() >= deadline {
-            return Err(failed(io::ErrorKind::TimedOut.into()));
+        if (wait.interrupted)() {
+            end(process);
+            return Err(PostgresError::Interrupted);
         }
-        std::thread::sleep(POLL);
+        if Instant::now() >= deadline {
+            return Err(PostgresError::StillStarting {
+                pid: process.pid,
+                timeout: wait.timeout,
+                last_words: last_words(wait.log, 0),
+                log: wait.log.to_owned(),
+            });
+        }
+        std::thread::sleep(PROMOTE_POLL);
     }
+}
+
+/// Stops a server, whatever state it is in.
+fn end(process: &ProcessId) {
+    let _ = postmaster::stop(process, postmaster::StopMode::Immediate, END_PATIENCE);
+    let _ = process.signal(Signal::SIGKILL);
 }
 
 fn open_log(path: &Path) -> io::Result<File> {
@@ -390,6 +415,24 @@ mod tests {
         launched.end();
         assert_eq!(status.unwrap(), Status::Ready);
         assert!(!scene.temp.path().join("own.conf").exists());
+    }
+
+    #[test]
+    fn a_promotion_that_is_not_wanted_any_more_ends_the_server() {
+        let scene = scene("exec sleep 60");
+        let mut launched = scene.spawn(false);
+        let log = scene.temp.path().join("1.pg.log");
+        let promote = |ms, interrupted: &dyn Fn() -> bool| {
+            let wait = PromoteWait { timeout: Duration::from_millis(ms), log: &log, interrupted };
+            promote(scene.temp.path(), &launched.process, &scene.owner, false, &wait).unwrap_err()
+        };
+        let late = promote(20, &|| false);
+        assert!(matches!(late, PostgresError::StillStarting { .. }), "{late}");
+        assert!(launched.process.is_alive(), "a server that replays WAL goes on");
+        let error = promote(60_000, &|| true);
+        assert!(matches!(error, PostgresError::Interrupted), "{error}");
+        launched.child.wait().unwrap();
+        assert!(!launched.process.is_alive());
     }
 
     #[test]

@@ -267,32 +267,40 @@ fn guarded(
             let filtered = without_acting(configured);
             filtered.map(|rest| ("shared_preload_libraries", rest)).into_iter().collect()
         }
-        Guard::Recovery => recovery(purpose),
+        Guard::Recovery => recovery(purpose, configured),
         Guard::Logging => {
             vec![("logging_collector", word("off")), ("log_destination", word("stderr"))]
         }
     }
 }
 
-fn recovery(purpose: &Purpose<'_>) -> Vec<(&'static str, String)> {
-    if !purpose.signals.any() {
-        return Vec::new();
-    }
-    let names = [
-        "primary_conninfo",
-        "primary_slot_name",
-        "recovery_end_command",
-        "archive_cleanup_command",
-        "recovery_target",
-        "recovery_target_lsn",
-        "recovery_target_name",
-        "recovery_target_time",
-        "recovery_target_xid",
-    ];
-    let mut settings: Vec<_> = names.map(|name| (name, String::new())).into();
+/// What follows another server, or restores from its archive.
+const RECOVERY: [&str; 9] = [
+    "primary_conninfo",
+    "primary_slot_name",
+    "recovery_end_command",
+    "archive_cleanup_command",
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+];
+
+fn recovery(purpose: &Purpose<'_>, configured: &Configuration) -> Vec<(&'static str, String)> {
+    let is_set = |name: &str| configured.get(name).is_some_and(|value| !value.is_empty());
+    let any = purpose.signals.any();
+    let names = RECOVERY.into_iter().filter(|name| any || is_set(name));
+    let mut settings: Vec<_> = names.map(|name| (name, String::new())).collect();
     // Archive recovery wants a command; one that finds nothing ends it at the WAL at hand.
-    let restore = if purpose.signals.standby { "" } else { "false" };
-    settings.push(("restore_command", restore.to_owned()));
+    if any || is_set("restore_command") {
+        let archive = any && !purpose.signals.standby;
+        settings.push(("restore_command", if archive { "false" } else { "" }.to_owned()));
+    }
+    // A standby that lags on purpose would replay each commit so much later, in a restore, too.
+    if is_set("recovery_min_apply_delay") {
+        settings.push(("recovery_min_apply_delay", "0".to_owned()));
+    }
     settings
 }
 
@@ -404,6 +412,19 @@ mod tests {
         assert_eq!(value(&standby, "primary_conninfo").as_deref(), Some(""));
         assert_eq!(value(&standby, "restore_command").as_deref(), Some(""));
         assert_eq!(value(&with(false, true), "restore_command").as_deref(), Some("false"));
+    }
+
+    #[test]
+    fn what_is_configured_for_a_standby_goes_without_its_signal_file_too() {
+        let config = "primary_conninfo = 'host=h'\nrestore_command = 'cp %f'\n\
+                      recovery_min_apply_delay = '1h'\nprimary_slot_name = ''";
+        let all = set(config, &[], &[]);
+        assert_eq!(value(&all, "primary_conninfo").as_deref(), Some(""));
+        assert_eq!(value(&all, "restore_command").as_deref(), Some(""));
+        assert_eq!(value(&all, "recovery_min_apply_delay").as_deref(), Some("0"));
+        assert_eq!(value(&all, "primary_slot_name"), None, "as it is");
+        let kept = set(config, &["recovery"], &[]);
+        assert_eq!(value(&kept, "recovery_min_apply_delay"), None);
     }
 
     #[test]

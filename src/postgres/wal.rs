@@ -4,6 +4,9 @@
 //! `XLogPageHeaderData`), documentation "WAL Internals".
 
 use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::str::FromStr;
 
 /// Bytes of a page of WAL as Postgres is nearly always built (`XLOG_BLCKSZ`).
@@ -84,6 +87,36 @@ pub fn page_place(header: &[u8; HEADER_BYTES]) -> Option<(u32, Lsn)> {
     (header[1] == 0xd1).then_some((timeline, Lsn(address)))
 }
 
+/// Whether the WAL in the directory `dir` goes on for `bytes` and more behind `redo`.
+///
+/// Asks one page: its header says whether it was written or is left from a former use of the file.
+pub fn reaches(dir: &Path, timeline: u32, redo: Lsn, bytes: u64) -> bool {
+    let there = |from: Lsn| -> Option<(u32, Lsn)> {
+        let segment_bytes = segment_bytes_in(dir, timeline)?;
+        let segment = Segment { timeline, number: from.0 / segment_bytes };
+        let file = File::open(dir.join(segment.name(segment_bytes))).ok()?;
+        let mut header = [0; HEADER_BYTES];
+        file.read_exact_at(&mut header, from.0 % segment_bytes).ok()?;
+        page_place(&header)
+    };
+    redo.0.checked_add(bytes).is_some_and(|far| {
+        let page = Lsn(far - far % PAGE_BYTES);
+        there(page) == Some((timeline, page))
+    })
+}
+
+/// The size of the segments of a timeline: that of any of them.
+fn segment_bytes_in(dir: &Path, timeline: u32) -> Option<u64> {
+    let prefix = format!("{timeline:08X}");
+    let entries = std::fs::read_dir(dir).ok()?.flatten();
+    let mut names = entries.filter(|entry| {
+        let name = entry.file_name();
+        name.len() == 24 && name.to_str().is_some_and(|name| name.starts_with(&prefix))
+    });
+    let bytes = names.next()?.metadata().ok()?.len();
+    may_be_segment_bytes(bytes).then_some(bytes)
+}
+
 /// Where the WAL ends in a page that is the last one written: behind the last record that begins in
 /// it, or at the end of the page. In bytes from its beginning, 1..=[`PAGE_BYTES`].
 ///
@@ -152,6 +185,36 @@ mod tests {
         header[8..].copy_from_slice(&0x300_0000_u64.to_le_bytes());
         header[4] = 7;
         assert_eq!(page_place(&header), Some((7, Lsn(0x300_0000))));
+    }
+
+    #[test]
+    fn wal_reaches_as_far_as_its_pages_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let segment = |number: u64, pages_written: u64, of: u64| {
+            let file = File::create(dir.path().join(Segment { timeline: 3, number }.name(1 << 20)))
+                .unwrap();
+            file.set_len(1 << 20).unwrap();
+            for page in 0..pages_written {
+                let mut header = [0; HEADER_BYTES];
+                header[..2].copy_from_slice(&0xd110_u16.to_le_bytes());
+                header[4] = 3;
+                let at = page * PAGE_BYTES;
+                header[8..].copy_from_slice(&((of << 20) + at).to_le_bytes());
+                file.write_all_at(&header, at).unwrap();
+            }
+        };
+        segment(5, 128, 5);
+        segment(6, 2, 6);
+        segment(7, 128, 1);
+        let reaches = |redo: u64, bytes| reaches(dir.path(), 3, Lsn(redo), bytes);
+        let redo = (5 << 20) + 0x28;
+        assert!(reaches(redo, 0) && reaches(redo, 1 << 20) && reaches(redo, (1 << 20) + 8192));
+        assert!(!reaches(redo, (1 << 20) + 2 * 8192), "a page of zeros");
+        assert!(!reaches(redo, 2 << 20), "a recycled segment");
+        assert!(!reaches(redo, 3 << 20), "no such segment");
+        assert!(!reaches(u64::MAX, 1), "there is no such position");
+        assert!(!super::reaches(dir.path(), 4, Lsn(redo), 0), "another timeline");
+        assert!(!super::reaches(&dir.path().join("none"), 3, Lsn(redo), 0));
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(in crate::cli) struct CreateArgs {
     from: Option<BranchPoint>,
     /// The parent as it was then: a time such as 2026-11-22T10:00:00Z, '10 minutes ago', or a
     /// position in the WAL such as 0/16B3748
-    #[arg(long, value_name = "MOMENT", requires = "from")]
+    #[arg(long, value_name = "MOMENT", requires = "from", conflicts_with = "empty")]
     at: Option<Moment>,
     /// Directory with the Postgres programs, for --at [default: found by the cluster's version]
     #[arg(long, value_name = "DIR", requires = "at")]

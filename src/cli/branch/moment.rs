@@ -30,8 +30,9 @@ impl FromStr for Moment {
     fn from_str(text: &str) -> Result<Moment, String> {
         let text = text.trim();
         if let Some(span) = text.strip_suffix("ago") {
-            let ms = span_ms(span).ok_or_else(|| rule(text))?;
-            return Ok(Moment::Time(now_ms().saturating_sub(ms)));
+            let ms = span_ms(span).map(|ms| now_ms().saturating_sub(ms));
+            // There was no time before 1970.
+            return ms.filter(|&ms| ms > 0).map(Moment::Time).ok_or_else(|| rule(text));
         }
         if let Ok(lsn) = text.parse() {
             return Ok(Moment::Lsn(lsn));
@@ -92,9 +93,16 @@ mod tests {
         }
         assert_eq!("1/A0".parse(), Ok(Moment::Lsn(Lsn(0x1_0000_00a0))));
         assert!("2023-11-14 22:13:20".parse::<Moment>().is_ok(), "the time of this machine's zone");
-        for text in
-            ["", "ago", "x ago", "10 ago", "10 parsecs ago", "yesterday", "2023-13-01T00:00:00Z"]
-        {
+        for text in [
+            "",
+            "ago",
+            "x ago",
+            "10 ago",
+            "9999999999999 minutes ago",
+            "10 parsecs ago",
+            "yesterday",
+            "2023-13-01T00:00:00Z",
+        ] {
             let error = text.parse::<Moment>().unwrap_err();
             assert!(error.contains("is not a moment such as"), "{error}");
         }

@@ -11,7 +11,7 @@ use super::reach::{self, Server};
 use crate::catalog::{BranchRow, FileLock, LockError, Store};
 use crate::postgres::config::Configuration;
 use crate::postgres::instance::{Instance, Wishes};
-use crate::postgres::launch::{self, Launch, Launched, Waited};
+use crate::postgres::launch::{self, Launch, Launched, PromoteWait, Waited};
 use crate::postgres::locate::{self, Binaries};
 use crate::postgres::owner::Owner;
 use crate::postgres::postmaster::{self, StopMode};
@@ -213,7 +213,9 @@ impl BringUp<'_> {
         if plan.signals.any() && !plan.kept.keeps(Guard::Recovery) {
             let standby = plan.signals.standby;
             let log = reach::files(self.store, self.row).log();
-            launch::promote(dir, &instance.process, &plan.owner, standby, &log, self.timeout)?;
+            let (timeout, interrupted) = (self.timeout, self.interrupted);
+            let wait = PromoteWait { timeout, log: &log, interrupted };
+            launch::promote(dir, &instance.process, &plan.owner, standby, &wait)?;
             notes.push("it was a standby or a restore: promoted to a server of its own".to_owned());
         }
         times.start_us = us(begin);

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::branch::create;
-use super::super::{failure, output, requester};
+use super::super::{output, requester};
 use super::bring_up::{BringUp, Times, Up};
+use super::checkpoint::{self, Checkpoint, CheckpointArgs};
 use super::reach;
 use super::start::{ServerArgs, milliseconds};
 use crate::catalog::{BranchName, BranchPoint, BranchRow, Store};
@@ -21,8 +22,9 @@ const LONG_START_US: u64 = 2_000_000;
 #[command(
     after_help = "The same as `cowfs branch create NAME --from PARENT` and `cowfs start NAME`. The \
 parent may be mounted or not, and its Postgres may be busy. The child replays the WAL \
-that the parent has written since its last checkpoint; with --checkpoint that is next \
-to none.
+that the parent has written since its last checkpoint. If that is 32 MiB or more, the \
+parent's Postgres is asked for a checkpoint first, which is waited for at most 10 \
+seconds; --checkpoint always asks and waits, --no-checkpoint never asks.
 
 Examples:
   cowfs fork main experiment
@@ -35,9 +37,8 @@ pub(in crate::cli) struct ForkArgs {
     parent: BranchPoint,
     /// Name of the new branch
     name: BranchName,
-    /// First have the parent's Postgres write a checkpoint
-    #[arg(long)]
-    checkpoint: bool,
+    #[command(flatten)]
+    checkpoint: CheckpointArgs,
     #[command(flatten)]
     server: ServerArgs,
     /// Print the result as JSON
@@ -48,7 +49,7 @@ pub(in crate::cli) struct ForkArgs {
 /// How long each step of a fork took.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub(super) struct Steps {
-    /// The parent's checkpoint; 0 if none was asked for.
+    /// The parent's checkpoint; 0 if none was written.
     checkpoint_us: u64,
     /// The fork, and finding the parent.
     branch_us: u64,
@@ -74,7 +75,7 @@ struct Forked<'a> {
 pub(super) struct ForkRequest<'a> {
     pub parent: &'a BranchPoint,
     pub name: &'a BranchName,
-    pub checkpoint: bool,
+    pub checkpoint: Checkpoint,
     pub server: &'a ServerArgs,
     pub interrupted: &'a dyn Fn() -> bool,
 }
@@ -94,18 +95,7 @@ pub(super) fn fork(store: &Arc<Store>, request: &ForkRequest<'_>) -> Result<Fork
     let begin = Instant::now();
     let mut steps = Steps::default();
     let wishes = wishes(store, request)?;
-    if request.checkpoint {
-        if request.parent.snapshot.is_some() {
-            let text = format!("--checkpoint: {} is what it is", request.parent);
-            return Err(Failure::new("usage", text).exit(2).hint("leave it away for a snapshot"));
-        }
-        let server = reach::require_server(store, &request.parent.branch).map_err(|failure| {
-            failure.hint("--checkpoint asks the parent's Postgres; leave it away if none runs")
-        })?;
-        let asked = server.ask("CHECKPOINT");
-        asked.map_err(|error| failure::of_postgres(request.parent.branch.as_str(), &error))?;
-        steps.checkpoint_us = us(begin);
-    }
+    steps.checkpoint_us = checkpoint::before_fork(store, request.parent, request.checkpoint)?;
     let by = requester();
     let branching = Instant::now();
     create::fork(store, request.parent, request.name, &by)?;
@@ -151,7 +141,7 @@ pub(in crate::cli) fn run(args: &ForkArgs, store: Store) -> Result<u8, Failure> 
     let request = ForkRequest {
         parent: &args.parent,
         name: &args.name,
-        checkpoint: args.checkpoint,
+        checkpoint: args.checkpoint.wanted(),
         server: &args.server,
         interrupted: &|| false,
     };
@@ -180,7 +170,7 @@ pub(in crate::cli) fn run(args: &ForkArgs, store: Store) -> Result<u8, Failure> 
     for note in &up.notes {
         eprintln!("Note: {note}");
     }
-    if !args.checkpoint && steps.server.start_us > LONG_START_US {
+    if steps.checkpoint_us == 0 && steps.server.start_us > LONG_START_US {
         eprintln!(
             "Note: the child replayed what {} has written since its last checkpoint; --checkpoint \
              shortens that",

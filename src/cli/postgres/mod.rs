@@ -2,6 +2,7 @@
 //! server, and telling how to reach it.
 
 pub(super) mod bring_up;
+mod checkpoint;
 pub(super) mod env;
 pub(super) mod fork;
 pub(super) mod logs;

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::super::branch::delete;
+use super::checkpoint::CheckpointArgs;
 use super::fork::{self, ForkRequest};
 use super::reach::Server;
 use super::run;
@@ -44,9 +45,8 @@ pub(in crate::cli) struct TryArgs {
     /// Leave the child running if the command fails
     #[arg(long)]
     keep_on_failure: bool,
-    /// First have the parent's Postgres write a checkpoint
-    #[arg(long)]
-    checkpoint: bool,
+    #[command(flatten)]
+    checkpoint: CheckpointArgs,
     #[command(flatten)]
     server: ServerArgs,
     /// The command and its arguments
@@ -64,11 +64,12 @@ pub(in crate::cli) fn run(args: &TryArgs, store: Store) -> Result<u8, Failure> {
     let request = ForkRequest {
         parent: &args.parent,
         name: &name,
-        checkpoint: args.checkpoint,
+        checkpoint: args.checkpoint.wanted(),
         server: &args.server,
         interrupted: &|| caught().is_some(),
     };
     let outcome = fork::fork(&store, &request)?;
+    let started = outcome.up.is_ok();
     let tried = outcome.up.and_then(|(up, steps)| {
         for note in &up.notes {
             eprintln!("Note: {note}");
@@ -78,8 +79,9 @@ pub(in crate::cli) fn run(args: &TryArgs, store: Store) -> Result<u8, Failure> {
     });
     let failed = !matches!(tried, Ok(0));
     if failed && args.keep_on_failure && caught().is_none() {
+        let look = if started { "psql" } else { "logs" };
         eprintln!(
-            "Kept {name}: `cowfs psql {name}` looks at it, `cowfs branch delete --force {name}` \
+            "Kept {name}: `cowfs {look} {name}` looks at it, `cowfs branch delete --force {name}` \
              removes it"
         );
     } else {
@@ -92,6 +94,13 @@ pub(in crate::cli) fn run(args: &TryArgs, store: Store) -> Result<u8, Failure> {
             (Err(_), Ok(())) => {}
         }
     }
+    let tried = match tried {
+        // The log that the hint names went with the child.
+        Err(failure) if !started && !args.keep_on_failure => {
+            Err(failure.hint("--keep-on-failure keeps the child and its log"))
+        }
+        tried => tried,
+    };
     match caught() {
         Some(signal) => Ok(128 + signal.unsigned_abs() as u8),
         None => tried,
