@@ -295,3 +295,54 @@ fn a_mount_makes_the_checksums_in_the_background() {
     }
     assert!(checked(&scene, 0)["verified_bytes"].as_u64().unwrap() >= 50_000);
 }
+
+/// A scan of a file of which every other stretch was written anew reads the layer below through
+/// the stretches that are hidden. Damage there is nobody's; damage beside it is found.
+#[test]
+fn mount_rot_that_is_hidden_harms_nobody_and_rot_beside_it_is_found() {
+    let scene = scene!();
+    sealed(&scene);
+    let mut wanted: Vec<u8> = fs::read(scene.temp.path().join("tree/rotten")).unwrap();
+    let child = scene.temp.path().join("child");
+    fs::create_dir(&child).unwrap();
+    scene.run(&["branch", "create", "child", "--from", "base"]).ok();
+    let child_dir = child.to_str().unwrap();
+    scene.run(&["mount", "child", child_dir]).ok();
+    let written = File::options().write(true).open(child.join("rotten")).unwrap();
+    for granule in [2, 3, 7, 12] {
+        let at = (granule * GRANULE) as usize;
+        wanted[at..at + 4096].fill(0xaa);
+        written.write_all_at(&[0xaa; 4096], at as u64).unwrap();
+    }
+    written.sync_all().unwrap();
+    drop(written);
+    // A layer in between, so that there are two below with pieces in turn.
+    scene.run(&["branch", "create", "grandchild", "--from", "child"]).ok();
+    scene.run(&["unmount", "child"]).ok();
+    scene.run(&["mount", "grandchild", child_dir]).ok();
+    let written = File::options().write(true).open(child.join("rotten")).unwrap();
+    for granule in [5, 12, 14] {
+        let at = (granule * GRANULE) as usize;
+        wanted[at..at + 4096].fill(0xbb);
+        written.write_all_at(&[0xbb; 4096], at as u64).unwrap();
+    }
+    written.sync_all().unwrap();
+    drop(written);
+    let again = |scene: &Scene| {
+        scene.run(&["unmount", "grandchild"]).ok();
+        scene.run(&["mount", "grandchild", child_dir]).ok();
+    };
+    again(&scene);
+    assert!(fs::read(child.join("rotten")).unwrap() == wanted);
+    for hidden in [3, 5, 12] {
+        rot(&data_file(&scene, 0), hidden * GRANULE + 9);
+    }
+    again(&scene);
+    assert!(fs::read(child.join("rotten")).unwrap() == wanted, "nobody sees those pages");
+    rot(&data_file(&scene, 0), 6 * GRANULE + 9);
+    again(&scene);
+    is_eio(fs::read(child.join("rotten")));
+    is_eio(read_at(&child.join("rotten"), 6 * GRANULE, 4096));
+    assert!(read_at(&child.join("rotten"), 7 * GRANULE, 8192).unwrap()[..4096] == [0xaa; 4096]);
+    scene.run(&["unmount", "grandchild"]).ok();
+}

@@ -123,7 +123,8 @@ impl DataFiles {
     /// In the granule where the data file ends, what lies past its end reads as zeros; a granule
     /// that begins past its end is damage. Granules that have a checksum are verified.
     pub fn read_run(&self, run: OwnedRun, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
-        self.read_parts(run, buf, offset, &[0..buf.len() as u64])
+        let all = 0..buf.len() as u64;
+        self.read_parts(run, buf, offset, std::slice::from_ref(&all))
     }
 
     /// Like [`DataFiles::read_run`], of a stretch of which only `parts` (bytes of `buf`, the last one
