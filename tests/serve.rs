@@ -84,7 +84,7 @@ fn the_kernels_limits_are_raised() {
     // Where sysfs is not writable, the user is told.
     if !text.contains("cannot set") {
         assert_eq!(fs::read_to_string(bdi.join("max_ratio")).unwrap(), "100\n");
-        assert_eq!(fs::read_to_string(bdi.join("read_ahead_kb")).unwrap(), "1024\n");
+        assert_eq!(fs::read_to_string(bdi.join("read_ahead_kb")).unwrap(), "4096\n");
     }
 }
 
