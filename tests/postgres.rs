@@ -5,8 +5,9 @@
 
 mod postgres_support;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -479,6 +480,36 @@ fn another_bin(scene: &Scene, name: &str) -> PathBuf {
         std::os::unix::fs::symlink(program.path(), dir.join(program.file_name())).unwrap();
     }
     dir
+}
+
+#[test]
+fn mount_an_interrupted_fork_ends_the_server_and_says_what_is_there() {
+    let Some(scene) = Scene::with_cluster("") else { return };
+    scene.run(&["start", "main"]).ok();
+    let (bin, flag) = (another_bin(&scene, "slow-bin"), scene.path("begun"));
+    let script = format!(
+        "#!/bin/sh\ncase $1 in *ersion) exec {BIN}/postgres \"$@\";; esac\n\
+         echo $$ > {}\nexec sleep 1000\n",
+        flag.display()
+    );
+    fs::remove_file(bin.join("postgres")).unwrap();
+    fs::write(bin.join("postgres"), script).unwrap();
+    fs::set_permissions(bin.join("postgres"), Permissions::from_mode(0o755)).unwrap();
+    fs::write(&flag, "").unwrap();
+    fs::set_permissions(&flag, Permissions::from_mode(0o666)).unwrap();
+
+    let mut command = scene.command(&["fork", "main", "child", "--pg-bin", bin.to_str().unwrap()]);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = || fs::read_to_string(&flag).ok()?.trim().parse::<i32>().ok();
+    wait_for("the server", || pid().is_some());
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    let said = Said::of(&child.wait_with_output().unwrap());
+    assert_eq!(said.code, 130, "{}", said.err);
+    assert!(said.err.contains("the branch child is there: `cowfs start child`"), "{}", said.err);
+    assert!(!is_alive(pid().unwrap()), "the server ended too");
+    assert_eq!(scene.mounts().len(), 1, "what was mounted for it is not any more");
+    scene.run(&["start", "child"]).ok();
+    assert_eq!(scene.sql("child", "SELECT 7"), "7");
 }
 
 #[test]

@@ -269,6 +269,7 @@ impl PostgresError {
         match self {
             Self::ReservedSetting { .. } => 2,
             Self::StillStarting { .. } | Self::StopTimedOut { .. } => 4,
+            Self::Interrupted => 130,
             _ => 1,
         }
     }

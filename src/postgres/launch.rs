@@ -210,7 +210,7 @@ impl Launched {
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Status, PostgresError> {
         let deadline = Instant::now() + timeout;
-        self.settle(data_dir, deadline);
+        self.settle(data_dir, deadline, interrupted);
         match wait_until_ready(data_dir, &self.process, deadline, interrupted) {
             Waited::Ready(status) => Ok(status),
             Waited::Ended => {
@@ -239,10 +239,10 @@ impl Launched {
     }
 
     /// From now on a crash of a backend is recovered with fsync; see the head of this file.
-    fn settle(&mut self, data_dir: &Path, deadline: Instant) {
+    fn settle(&mut self, data_dir: &Path, deadline: Instant, interrupted: &dyn Fn() -> bool) {
         let Some(settle) = self.settle.take() else { return };
         while postmaster::status_of(data_dir, self.process.pid).is_none() {
-            if !self.process.is_alive() || Instant::now() >= deadline {
+            if !self.process.is_alive() || Instant::now() >= deadline || interrupted() {
                 return;
             }
             std::thread::sleep(POLL);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::branch::create;
-use super::super::{output, requester};
+use super::super::{interrupt, output, requester};
 use super::bring_up::{BringUp, Times, Up};
 use super::checkpoint::{self, Checkpoint, CheckpointArgs};
 use super::reach;
@@ -96,6 +96,8 @@ pub(super) fn fork(store: &Arc<Store>, request: &ForkRequest<'_>) -> Result<Fork
     let mut steps = Steps::default();
     let wishes = wishes(store, request)?;
     steps.checkpoint_us = checkpoint::before_fork(store, request.parent, request.checkpoint)?;
+    // Once there is a branch, whoever interrupts is told so.
+    interrupt::catch();
     let by = requester();
     let branching = Instant::now();
     create::fork(store, request.parent, request.name, &by)?;
@@ -143,7 +145,7 @@ pub(in crate::cli) fn run(args: &ForkArgs, store: Store) -> Result<u8, Failure> 
         name: &args.name,
         checkpoint: args.checkpoint.wanted(),
         server: &args.server,
-        interrupted: &|| false,
+        interrupted: &interrupt::caught,
     };
     let (up, steps) = fork(&store, &request)?.up.map_err(|failure| {
         let name = &args.name;

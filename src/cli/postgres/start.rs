@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::mount::parse_duration;
-use super::super::{failure, output};
+use super::super::{failure, interrupt, output};
 use super::bring_up::{BringUp, Times, Up};
 use super::reach;
 use crate::catalog::{BranchName, Store};
@@ -110,8 +110,9 @@ pub(in crate::cli) fn run(args: &StartArgs, store: &Store) -> Result<u8, Failure
     let row = reach::require(store, &args.branch)?;
     let wishes = args.server.wishes()?;
     let timeout = args.server.timeout;
-    let up =
-        BringUp { store, row: &row, wishes: &wishes, timeout, interrupted: &|| false }.run()?;
+    interrupt::catch();
+    let interrupted = &interrupt::caught;
+    let up = BringUp { store, row: &row, wishes: &wishes, timeout, interrupted }.run()?;
     if args.checkpoint {
         let asked = up.server.ask("CHECKPOINT");
         asked.map_err(|error| failure::of_postgres(args.branch.as_str(), &error))?;
