@@ -375,9 +375,14 @@ impl Model {
     /// Whether the observed tree is the one of `version`, with hard links and permissions.
     fn shows(&self, version: &Version, fs: &Fs, seen: &BTreeMap<String, Ino>) -> bool {
         let mut inos: HashMap<usize, Ino> = HashMap::new();
+        // A name that leads to a new file again must not pass for one that still leads to the old.
+        let mut nodes: HashMap<Ino, usize> = HashMap::new();
         version.names.keys().eq(seen.keys())
             && version.names.iter().all(|(path, node)| {
                 let ino = seen[path];
+                if *nodes.entry(ino).or_insert(*node) != *node {
+                    return false;
+                }
                 let record = fs.attributes(ino).unwrap().record;
                 let dir = self.tree.nodes[*node].content == Content::Dir;
                 *inos.entry(*node).or_insert(ino) == ino
@@ -622,6 +627,21 @@ mod found {
             Op::Cut(4_254_865_390_045_375_576),
             Op::Create(d()),
             Op::Fsync(d()),
+        ]);
+    }
+
+    /// Both are empty, so that only the inode numbers tell which of them the name leads to.
+    #[test]
+    fn a_name_that_a_new_file_took_over_leads_to_the_old_one_again() {
+        run(&[
+            Op::Create(a()),
+            Op::Link(a(), d()),
+            Op::Names,
+            Op::Unlink(a()),
+            Op::Create(a()),
+            Op::Cut(0),
+            Op::Write(d(), 0, 1, 1),
+            Op::FsyncAll,
         ]);
     }
 
