@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use super::borrowed::Borrowed;
 use super::data_files::DataFiles;
 use super::presence::Presence;
+use super::write_out::WriteOut;
 use crate::format::{GRANULE_BYTES, Granule, GranuleRange, Ino, LayerId, LayoutDelta, OwnedRun};
 
 /// Which parts of the file the layer owns, and how long the file is.
@@ -57,6 +58,8 @@ pub struct OpenFile {
     pub failed: AtomicBool,
     /// Written since the last sync began.
     pub dirty: AtomicBool,
+    /// What was written and not handed to the disk.
+    pub(super) write_out: WriteOut,
     /// Granules that are not owned may hold bytes in the data file all the same: of a write that
     /// failed half-way, or that a crash took back.
     pub strays: AtomicBool,
@@ -109,6 +112,7 @@ impl OpenFile {
             sync_turn: Mutex::new(()),
             failed: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
+            write_out: WriteOut::default(),
             strays: AtomicBool::new(false),
             entry_durable: AtomicBool::new(false),
             layout_ticket: AtomicU64::new(0),

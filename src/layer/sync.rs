@@ -84,6 +84,7 @@ impl OpenLayer {
     }
 
     fn sync_host(&self, file: &OpenFile) -> std::io::Result<()> {
+        file.write_out.synced();
         let Some(host) = file.existing_host(&self.data)? else { return Ok(()) };
         host.sync_data()?;
         crash_point(Point::SyncedData);
