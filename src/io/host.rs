@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{
@@ -20,7 +21,17 @@ use crate::format::Timestamp;
 #[derive(Debug, Default, Clone, Copy)]
 pub struct HostStorage;
 
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    /// The kernel or the filesystem cannot read without its cache.
+    always_cached: AtomicBool,
+}
+
+impl RealFile {
+    fn new(file: File) -> RealFile {
+        RealFile { file, always_cached: AtomicBool::new(false) }
+    }
+}
 
 /// This boot's id, which tells a volatile log of this boot from one of an earlier.
 pub fn boot_id() -> io::Result<[u8; 16]> {
@@ -69,13 +80,17 @@ fn convert(meta: &std::fs::Metadata) -> HostMetadata {
 
 impl HostFile for RealFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+        self.file.read_at(buf, offset)
     }
 
     fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        match sys::read_uncached(self.0.as_fd(), buf, offset) {
+        if self.always_cached.load(Ordering::Relaxed) {
+            return self.read_at(buf, offset);
+        }
+        match sys::read_uncached(self.file.as_fd(), buf, offset) {
             // Before Linux 6.14, or a filesystem that does not know it.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
+                self.always_cached.store(true, Ordering::Relaxed);
                 self.read_at(buf, offset)
             }
             other => other,
@@ -83,19 +98,19 @@ impl HostFile for RealFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.0.write_at(buf, offset)
+        self.file.write_at(buf, offset)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn metadata(&self) -> io::Result<HostMetadata> {
-        Ok(convert(&self.0.metadata()?))
+        Ok(convert(&self.file.metadata()?))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn allocate(&self, mode: Allocate, offset: u64, len: u64) -> io::Result<()> {
@@ -110,29 +125,29 @@ impl HostFile for RealFile {
                 FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE
             }
         };
-        Ok(nix::fcntl::fallocate(self.0.as_fd(), flags, offset as i64, len as i64)?)
+        Ok(nix::fcntl::fallocate(self.file.as_fd(), flags, offset as i64, len as i64)?)
     }
 
     fn seek_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        sys::seek(self.0.as_fd(), offset, libc::SEEK_DATA)
+        sys::seek(self.file.as_fd(), offset, libc::SEEK_DATA)
     }
 
     fn seek_hole(&self, offset: u64) -> io::Result<Option<u64>> {
-        sys::seek(self.0.as_fd(), offset, libc::SEEK_HOLE)
+        sys::seek(self.file.as_fd(), offset, libc::SEEK_HOLE)
     }
 
     fn copy_from(&self, source: &dyn HostFile, from: u64, to: u64, len: u64) -> io::Result<u64> {
-        sys::copy_range(source.descriptor(), from, self.0.as_fd(), to, len)
+        sys::copy_range(source.descriptor(), from, self.file.as_fd(), to, len)
     }
 
     fn start_write_out(&self, offset: u64, len: u64) {
-        sys::start_write_out(self.0.as_fd(), offset, len);
+        sys::start_write_out(self.file.as_fd(), offset, len);
     }
 
     fn will_need(&self, offset: u64, len: u64) {
         // A hint that fails costs only speed.
         let _ = nix::fcntl::posix_fadvise(
-            self.0.as_fd(),
+            self.file.as_fd(),
             offset as i64,
             len as i64,
             PosixFadviseAdvice::POSIX_FADV_WILLNEED,
@@ -140,7 +155,7 @@ impl HostFile for RealFile {
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 
@@ -157,7 +172,7 @@ impl Storage for HostStorage {
                 options.create(true).truncate(true);
             }
         }
-        Ok(Arc::new(RealFile(open_plain_with(&mut options, path)?)))
+        Ok(Arc::new(RealFile::new(open_plain_with(&mut options, path)?)))
     }
 
     fn open_foreign(&self, path: &Path) -> io::Result<Arc<dyn HostFile>> {
@@ -169,14 +184,14 @@ impl Storage for HostStorage {
             Ok(file) => File::from(file),
             // Before Linux 5.6 and in some sandboxes: the last component at least is no link.
             Err(Errno::ENOSYS | Errno::EPERM) => {
-                return Ok(Arc::new(RealFile(open_plain(path)?)));
+                return Ok(Arc::new(RealFile::new(open_plain(path)?)));
             }
             Err(errno) => return Err(errno.into()),
         };
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        Ok(Arc::new(RealFile(file)))
+        Ok(Arc::new(RealFile::new(file)))
     }
 
     fn metadata(&self, path: &Path) -> io::Result<HostMetadata> {

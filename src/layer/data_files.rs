@@ -13,6 +13,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use super::LayerError;
+use super::host_cache::HostCache;
 use crate::format::index::Index;
 use crate::format::sums::Sums;
 use crate::format::{AdoptedSource, GRANULE_BYTES, Ino, LayerId, OwnedRun};
@@ -29,6 +30,8 @@ struct AdoptedBase {
 pub struct DataFiles {
     /// The host.
     pub storage: Arc<dyn Storage>,
+    /// Whether the host is to keep copies of what is read of sealed layers.
+    pub host_cache: HostCache,
     layers: PathBuf,
     pool: FilePool,
     adopted: RwLock<HashMap<LayerId, Arc<AdoptedBase>>>,
@@ -49,6 +52,7 @@ impl DataFiles {
     ) -> Arc<DataFiles> {
         Arc::new(DataFiles {
             storage,
+            host_cache: HostCache::default(),
             layers,
             pool: FilePool::new(descriptors),
             adopted: RwLock::default(),

@@ -4,6 +4,7 @@ pub mod ahead;
 pub mod borrowed;
 pub mod data_files;
 pub mod holes;
+pub mod host_cache;
 mod leave;
 pub mod log;
 pub mod names;

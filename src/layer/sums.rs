@@ -97,8 +97,9 @@ impl DataFiles {
         parts: &[Range<u64>],
     ) -> Result<(), LayerError> {
         let read = |buf: &mut [u8], offset| {
-            let end = read_up_to(&*from.host, buf, offset)
-                .map_err(LayerError::host(from.layer, "reading"))?;
+            let read = if self.host_cache.keeps() { read_up_to } else { read_once_up_to };
+            let end =
+                read(&*from.host, buf, offset).map_err(LayerError::host(from.layer, "reading"))?;
             from.check_length(end, offset + buf.len() as u64)
         };
         let Some(sums) = self.sums_of(from.layer) else { return read(buf, offset) };

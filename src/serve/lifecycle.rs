@@ -127,6 +127,8 @@ fn option_list(options: &MountOptions) -> Vec<String> {
         (options.xattr, "xattr"),
         (options.write_through, "writethrough"),
         (options.rings, "uring"),
+        (options.host_cache == Some(true), "hostcache"),
+        (options.host_cache == Some(false), "nohostcache"),
         (options.real_time, "realtime"),
         (options.allow_other, "allow_other"),
     ];

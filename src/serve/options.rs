@@ -10,11 +10,16 @@ const KERNEL_OPTIONS: [&str; 8] =
 const ALWAYS_ON: [&str; 4] = ["async", "default_permissions", "defaults", "noatime"];
 
 /// The options and what they do, for people; every one that [`MountOptions::parse`] takes.
-const EXPLAINED: [(&str, &str); 11] = [
+const EXPLAINED: [(&str, &str); 12] = [
     ("ro, rw", "read-only or not (rw)"),
     ("xattr", "keep extended attributes (user.*); costs a round trip on every write"),
     ("writethrough", "no write-back cache: a full disk is said by the write itself; slower writes"),
     ("uring, nouring", "take requests by io_uring, if the kernel can (6.14), or not (nouring)"),
+    (
+        "hostcache, nohostcache",
+        "let the host's page cache keep a second copy of what is read of the base, or not; \
+      by itself: while another branch of the store is mounted",
+    ),
     ("realtime", "serve by real-time threads, where that is permitted"),
     ("allow_other", "let other users in; root has it anyway, others need it in /etc/fuse.conf"),
     ("dev, nodev", "device nodes work or not; to the kernel"),
@@ -65,6 +70,9 @@ pub struct MountOptions {
     pub write_through: bool,
     /// `uring`: requests come by io_uring, where the kernel allows it.
     pub rings: bool,
+    /// `hostcache` or `nohostcache`: whether the host's page cache keeps what is read of sealed layers;
+    /// `None` while another branch of the store is mounted.
+    pub host_cache: Option<bool>,
     /// `realtime`: requests are served by real-time threads, where that is permitted.
     pub real_time: bool,
     /// For the kernel, in the order given.
@@ -89,6 +97,8 @@ impl MountOptions {
                 "writethrough" => options.write_through = true,
                 "uring" => options.rings = true,
                 "nouring" => options.rings = false,
+                "hostcache" => options.host_cache = Some(true),
+                "nohostcache" => options.host_cache = Some(false),
                 "realtime" => options.real_time = true,
                 "allow_other" => options.allow_other = true,
                 given if ALWAYS_ON.contains(&given) => {}

@@ -70,6 +70,20 @@ impl RunFile {
         Ok(found)
     }
 
+    /// Whether a branch other than `own` is mounted, by a process that is still there.
+    pub fn is_other_mounted(run_dir: &Path, own: BranchId) -> bool {
+        // Where nothing can be learned there may be one.
+        let Ok(entries) = std::fs::read_dir(run_dir) else { return true };
+        entries.flatten().any(|entry| {
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".json")?.parse().ok());
+            id.map(BranchId)
+                .filter(|id| *id != own)
+                .and_then(|id| RunFile::read(run_dir, id))
+                .is_some_and(|run| Path::new("/proc").join(run.pid.to_string()).exists())
+        })
+    }
+
     /// Removes what a serving process leaves in `run_dir`; the caller holds the branch's lock.
     pub fn remove(run_dir: &Path, branch: BranchId) -> io::Result<()> {
         remove_if_there(&path_of(run_dir, branch))?;

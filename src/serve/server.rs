@@ -160,6 +160,13 @@ fn remove_leftovers(store: &Store, row: &BranchRow) -> Result<Vec<String>, Serve
     Ok(notices)
 }
 
+/// Where no other branch is mounted nobody else reads what this one has in its own cache.
+fn decide_host_cache(store: &Store, branch: &Branch, chosen: Option<bool>) {
+    let (run_dir, own) = (store.run_dir(), branch.row.id);
+    let others = move || chosen.unwrap_or_else(|| RunFile::is_other_mounted(&run_dir, own));
+    branch.data.host_cache.ask(others);
+}
+
 fn mount(
     store: &Arc<Store>,
     request: &MountRequest,
@@ -177,6 +184,7 @@ fn mount(
     let mode = if config.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
     let (id, name) = (row.id, row.name.clone());
     let branch = Branch::open(store.clone(), row, lock, mode)?;
+    decide_host_cache(store, &branch, request.options.host_cache);
     let fs = Fs::new(branch.clone(), request.options.of_fs());
     fs.prepare()?;
     let session = fuse::mount(fs.clone(), &config)?;
