@@ -42,10 +42,20 @@ impl Fs {
         }
         let gate = self.branch.enter();
         self.admit(&gate, &node, offset, data.len() as u64)?;
-        self.change_contents(&gate, &node, false, |target| target.write(offset, data))?;
+        let mut write_out = None;
+        self.change_contents(&gate, &node, false, |target| {
+            target.write(offset, data)?;
+            write_out = target.file.due_write_out();
+            Ok(())
+        })?;
         self.note_write(&node, end);
         self.note_commit_write(&node);
         self.lost.replaced(ino, offset..end);
+        // A fork need not wait for the disk's queue.
+        drop(gate);
+        if let Some(start) = write_out {
+            start();
+        }
         Ok(())
     }
 

@@ -186,6 +186,13 @@ impl OpenFile {
         self.dirty.store(true, Ordering::Release);
     }
 
+    /// What is to be written out now. To be started without a lock: the disk's queue may be full.
+    pub fn due_write_out(&self) -> Option<impl FnOnce() + use<>> {
+        let span = self.write_out.take_due()?;
+        let host = self.pinned.lock().clone()?;
+        Some(move || host.start_write_out(span.start, span.end - span.start))
+    }
+
     /// Lets the descriptor go back to the pool's care once everything is synced.
     pub fn unpin_if_clean(&self) {
         let mut pinned = self.pinned.lock();

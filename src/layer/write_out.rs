@@ -24,10 +24,8 @@ struct Batch {
 }
 
 impl WriteOut {
-    /// Notes a write of `len` bytes at `offset`; gives the stretch of the file to write out now, if
-    /// it is time.
-    #[must_use]
-    pub fn wrote(&self, offset: u64, len: u64) -> Option<Range<u64>> {
+    /// Notes a write of `len` bytes at `offset`.
+    pub fn wrote(&self, offset: u64, len: u64) {
         let mut batch = self.0.lock();
         let written = offset..offset + len;
         batch.span = match batch.bytes {
@@ -35,6 +33,11 @@ impl WriteOut {
             _ => batch.span.start.min(written.start)..batch.span.end.max(written.end),
         };
         batch.bytes += len;
+    }
+
+    /// The stretch of the file to write out now, once, if it is time.
+    pub fn take_due(&self) -> Option<Range<u64>> {
+        let mut batch = self.0.lock();
         (batch.bytes >= BATCH_BYTES).then(|| std::mem::take(&mut *batch).span)
     }
 
@@ -54,24 +57,29 @@ mod tests {
         let page = 8192;
         let batch = BATCH_BYTES / page;
         for at in (1..batch).rev() {
-            assert_eq!(out.wrote(at * 10 * page, page), None);
+            out.wrote(at * 10 * page, page);
+            assert_eq!(out.take_due(), None);
         }
         let last = (batch - 1) * 10 * page + page;
-        assert_eq!(out.wrote(5 * page, page), Some(5 * page..last));
-        assert_eq!(out.wrote(0, page), None, "the next batch begins empty");
+        out.wrote(5 * page, page);
+        assert_eq!(out.take_due(), Some(5 * page..last));
+        out.wrote(0, page);
+        assert_eq!(out.take_due(), None, "the next batch begins empty");
     }
 
     #[test]
     fn a_large_write_goes_at_once() {
         let out = WriteOut::default();
-        assert_eq!(out.wrote(4096, 1 << 20), Some(4096..4096 + (1 << 20)));
+        out.wrote(4096, 1 << 20);
+        assert_eq!(out.take_due(), Some(4096..4096 + (1 << 20)));
     }
 
     #[test]
     fn what_is_synced_is_not_written_out_again() {
         let out = WriteOut::default();
-        assert_eq!(out.wrote(0, BATCH_BYTES - 1), None);
+        out.wrote(0, BATCH_BYTES - 1);
         out.synced();
-        assert_eq!(out.wrote(1 << 30, 1), None);
+        out.wrote(1 << 30, 1);
+        assert_eq!(out.take_due(), None);
     }
 }
