@@ -106,6 +106,8 @@ pub struct Fs {
     names_turn: Mutex<()>,
     /// Directories that hold WAL segments.
     wal_dirs: RwLock<HashSet<Ino>>,
+    /// Directories of what queries spill.
+    temporary_dirs: RwLock<HashSet<Ino>>,
     lost: lost::LostWrites,
     /// How much the branch may take.
     pub quota: Quota,
@@ -121,6 +123,7 @@ impl Fs {
             nodes: Mutex::default(),
             names_turn: Mutex::new(()),
             wal_dirs: RwLock::default(),
+            temporary_dirs: RwLock::default(),
             lost: lost::LostWrites::default(),
             quota,
         })

@@ -64,12 +64,17 @@ impl Fs {
         })
     }
 
-    /// Remembers which directories hold WAL, and which files lie there.
+    /// Remembers which directories hold WAL or what queries spill, and which files lie there.
     pub(super) fn note_place(&self, node: &Node, dir: Ino, name: &[u8]) {
         if dir == Ino::ROOT && (name == b"pg_wal" || name == b"pg_xlog") {
             self.wal_dirs.write().insert(node.ino);
         } else if node.kind == FileKind::Regular && self.wal_dirs.read().contains(&dir) {
             node.wal.store(true, Ordering::Relaxed);
+        } else if is_temporary(name) || self.temporary_dirs.read().contains(&dir) {
+            node.temporary.store(true, Ordering::Relaxed);
+            if node.kind == FileKind::Directory {
+                self.temporary_dirs.write().insert(node.ino);
+            }
         }
     }
 
@@ -250,4 +255,39 @@ pub(super) fn drop_link(record: &mut InodeRecord, time: crate::format::Timestamp
         _ => record.nlink.saturating_sub(1),
     };
     record.ctime = time;
+}
+
+/// Whether Postgres calls a temporary file or directory so: `pgsql_tmp`, `pgsql_tmp123.0`, and
+/// `t3_16384` for the table of a session.
+fn is_temporary(name: &[u8]) -> bool {
+    let of_a_session = |name: &[u8]| {
+        let rest = name.strip_prefix(b"t")?;
+        let at = rest.iter().position(|byte| *byte == b'_')?;
+        let digits = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
+        let last = rest[at + 1..].split(|byte| matches!(byte, b'_' | b'.')).next()?;
+        Some(digits(&rest[..at]) && digits(last))
+    };
+    name.starts_with(b"pgsql_tmp") || of_a_session(name) == Some(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_files_of_postgres() {
+        for name in [
+            "pgsql_tmp",
+            "pgsql_tmp4711.0",
+            "pgsql_tmp9.1.sharedfileset",
+            "t3_16384",
+            "t3_16384.1",
+            "t3_16384_fsm",
+        ] {
+            assert!(is_temporary(name.as_bytes()), "{name}");
+        }
+        for name in ["16384", "t", "t_1", "t3", "t3_", "table_1", "t3_x", "pg_wal"] {
+            assert!(!is_temporary(name.as_bytes()), "{name}");
+        }
+    }
 }

@@ -40,6 +40,8 @@ pub struct Node {
     lookups: AtomicU64,
     /// Lies in pg_wal: taken over whole at the first write.
     pub wal: AtomicBool,
+    /// A temporary file of Postgres: nobody will ever sync it.
+    pub temporary: AtomicBool,
     /// How it is written and synced, if it does.
     pub commits: Commits,
     /// Attributes.
@@ -55,6 +57,7 @@ impl Node {
             kind: record.kind,
             lookups: AtomicU64::new(0),
             wal: AtomicBool::new(false),
+            temporary: AtomicBool::new(false),
             commits: Commits::default(),
             state: Mutex::new(NodeState { record, times_dirty: false }),
             stacked: RwLock::new(None),

@@ -53,7 +53,9 @@ impl Fs {
         self.lost.replaced(ino, offset..end);
         // A fork need not wait for the disk's queue.
         drop(gate);
-        if let Some(start) = write_out {
+        if let Some(start) = write_out
+            && self.is_to_be_kept(&node)
+        {
             start();
         }
         Ok(())
@@ -119,6 +121,11 @@ impl Fs {
             target.take_over()?;
         }
         Ok(change(&target)?)
+    }
+
+    /// Whether a file is more than scratch paper, which mostly is gone before it gets to the disk.
+    fn is_to_be_kept(&self, node: &Node) -> bool {
+        !node.temporary.load(Ordering::Relaxed) && node.state.lock().record.nlink > 0
     }
 
     /// Notes size and times of a write in memory; the data file carries both over a crash.
