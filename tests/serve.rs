@@ -119,7 +119,11 @@ fn metrics_count_what_was_asked() {
     // The buckets add up to it.
     let last = "cowfs_request_seconds_bucket{le=\"+Inf\",branch=\"main\",kind=\"fsync\"}";
     assert_eq!(sample(&text, last), Some(syncs), "{text}");
-    assert!(text.ends_with("# EOF\n"));
+    // As Prometheus' own text format has it: named like their samples, and no end mark.
+    assert!(text.contains("# TYPE cowfs_request_bytes_total counter\n"), "{text}");
+    assert!(!text.contains("# EOF"), "{text}");
+    assert_eq!(of_branch("cowfs_dirty_granules", ""), Some(0.0), "{text}");
+    assert!(of_branch("cowfs_open_descriptors", "").unwrap() >= 1.0, "{text}");
 
     let file = scene.temp.path().join("cowfs.prom");
     let path = file.to_str().unwrap();

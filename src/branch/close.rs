@@ -1,6 +1,7 @@
 //! Closing a branch: everything durable, logs short.
 
 use super::{Branch, BranchError, OpenMode};
+use crate::format::GRANULE_BYTES;
 use crate::io::crash::{Point, crash_point};
 
 /// A journal larger than this is turned into an index at unmount, so that the next mount does not
@@ -28,6 +29,12 @@ pub struct BranchStats {
     pub volatile_bytes: u64,
     /// Bytes of pages that the open layer owns (private files count in full).
     pub owned_bytes: u64,
+    /// Granules written since their file was last synced, a granule written twice counted twice.
+    #[serde(default)]
+    pub dirty_granules: u64,
+    /// Descriptors of data files that are kept open.
+    #[serde(default)]
+    pub open_descriptors: usize,
 }
 
 impl Branch {
@@ -71,8 +78,9 @@ impl Branch {
         let view = self.view();
         let (open_files, open_names, _) = view.open.counts();
         let (journal_bytes, volatile_bytes) = view.open.log.sizes();
-        let owned_bytes =
-            view.open.all_files().iter().map(|file| file.ownership.read().owned_bytes()).sum();
+        let files = view.open.all_files();
+        let owned_bytes = files.iter().map(|file| file.ownership.read().owned_bytes()).sum();
+        let unsynced: u64 = files.iter().map(|file| file.unsynced_bytes()).sum();
         BranchStats {
             generation: view.generation,
             depth: view.open_depth,
@@ -83,6 +91,8 @@ impl Branch {
             journal_bytes,
             volatile_bytes,
             owned_bytes,
+            dirty_granules: unsynced.div_ceil(GRANULE_BYTES),
+            open_descriptors: view.data.open_descriptors(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `cowfs metrics`: what the serving processes count, in the text format of Prometheus.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -33,18 +34,48 @@ pub fn run(args: &MetricsArgs, store: &Store) -> Result<u8, Failure> {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)
         .map_err(|error| Failure::caused("metrics", &error).exit(255))?;
+    let text = as_prometheus(&text);
     match &args.output {
         None => output::print(&text),
         Some(path) => replace(path, &text).map_err(|error| {
             let what = format!("writing {}: {error}", path.display());
-            Failure::new("metrics", what).hint("give a file in a directory that can be written")
+            Failure::new("metrics", what)
+                .hint("give a regular file, or a new one, in a directory that can be written")
         })?,
     }
     Ok(0)
 }
 
+/// The text format of Prometheus, of what is written in that of `OpenMetrics`: there a counter `x`
+/// has samples `x_total`, here it is called what its samples are called.
+fn as_prometheus(text: &str) -> String {
+    let counters: HashSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines().filter(|line| *line != "# EOF") {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(what), Some(name), Some(rest)) if counters.contains(name) => {
+                out.extend(["# ", what, " ", name, "_total ", rest]);
+            }
+            _ => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out
+}
+
 /// A reader finds the old text or the new one, never a part.
 fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    // The file that a link leads to, and never a device or a FIFO: a file in its place would break
+    // whoever uses it.
+    let path = &match std::fs::canonicalize(path) {
+        Ok(there) if there.is_file() => there,
+        Ok(_) => return Err(std::io::Error::other("it is there and not a regular file")),
+        Err(_) => path.to_owned(),
+    };
     let name = path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?;
     // The collector reads whatever ends in `.prom`, so this must not.
     let mut temporary = name.to_owned();
@@ -70,11 +101,17 @@ struct Exposition {
 /// Name, what it is, and how to read it from a server.
 type Gauge = (&'static str, &'static str, fn(&ServerStatus) -> u64);
 
-const GAUGES: [Gauge; 11] = [
+const GAUGES: [Gauge; 13] = [
     ("cowfs_resident_bytes", "Resident memory of the serving process", |s| s.resident_bytes),
     ("cowfs_open_layer_bytes", "Bytes of pages that the open layer owns", |s| s.branch.owned_bytes),
     ("cowfs_open_layer_files", "Files of which the open layer owns something", |s| {
         s.branch.open_files as u64
+    }),
+    ("cowfs_dirty_granules", "Granules written since their file was last synced", |s| {
+        s.branch.dirty_granules
+    }),
+    ("cowfs_open_descriptors", "Descriptors of data files that are kept open", |s| {
+        s.branch.open_descriptors as u64
     }),
     ("cowfs_journal_bytes", "Bytes of the open layer's journal", |s| s.branch.journal_bytes),
     ("cowfs_depth_layers", "Layers below the open one", |s| s.branch.depth.into()),
@@ -205,6 +242,7 @@ fn seconds(buckets: &[u64]) -> Vec<(f64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -217,5 +255,30 @@ mod tests {
         assert_eq!(found[3], (0.000_008, 2));
         assert_eq!(found.last(), Some(&(f64::INFINITY, 1)));
         assert_eq!(found.iter().map(|(_, count)| count).sum::<u64>(), 8);
+    }
+
+    #[test]
+    fn counters_are_called_as_their_samples() {
+        let written = "# HELP a What a is.\n# TYPE a counter\na_total{branch=\"m\"} 1\n\
+                       # HELP b Level.\n# TYPE b gauge\nb 2\n# EOF\n";
+        let wanted = "# HELP a_total What a is.\n# TYPE a_total counter\na_total{branch=\"m\"} 1\n\
+                      # HELP b Level.\n# TYPE b gauge\nb 2\n";
+        assert_eq!(as_prometheus(written), wanted);
+    }
+
+    #[test]
+    fn only_a_regular_file_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("a.prom"), dir.path().join("link"));
+        replace(&file, "old\n").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        replace(&link, "new\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "new\n");
+        assert!(link.is_symlink());
+        for other in [Path::new("/dev/null"), dir.path()] {
+            let error = replace(other, "x").unwrap_err();
+            assert!(error.to_string().contains("not a regular file"), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left");
     }
 }

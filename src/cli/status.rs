@@ -159,10 +159,11 @@ fn details(shown: &Shown) -> String {
     if let Some(server) = &status.server {
         let branch = &server.branch;
         let open = format!(
-            "{} in {}, {}, journal {}",
+            "{} in {}, {}, {} not synced, journal {}",
             bytes(branch.owned_bytes),
             counted(branch.open_files, "file"),
             counted(branch.open_names, "name"),
+            counted(branch.dirty_granules, "granule"),
             bytes(branch.journal_bytes)
         );
         line("Open layer", open);
@@ -175,6 +176,7 @@ fn details(shown: &Shown) -> String {
         for (number, text) in compaction::lines(&server.compaction).into_iter().enumerate() {
             line(if number == 0 { "Compaction" } else { "" }, text);
         }
+        line("Data files", format!("{} kept open", branch.open_descriptors));
         line("Forks, seals", format!("{} since it was mounted", branch.generation));
         text.push_str(&requests(server));
     }

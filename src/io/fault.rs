@@ -194,6 +194,10 @@ impl HostFile for FaultFile {
         self.inner.will_need(offset, len);
     }
 
+    fn forget_clean_pages(&self) {
+        self.inner.forget_clean_pages();
+    }
+
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.inner.descriptor()
     }

@@ -89,7 +89,12 @@ impl HostFile for RealFile {
         }
         match sys::read_uncached(self.file.as_fd(), buf, offset) {
             // Before Linux 6.14, or a filesystem that does not know it.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)
+                ) =>
+            {
                 self.always_cached.store(true, Ordering::Relaxed);
                 self.read_at(buf, offset)
             }
@@ -152,6 +157,11 @@ impl HostFile for RealFile {
             len as i64,
             PosixFadviseAdvice::POSIX_FADV_WILLNEED,
         );
+    }
+
+    fn forget_clean_pages(&self) {
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        let _ = nix::fcntl::posix_fadvise(self.file.as_fd(), 0, 0, advice);
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

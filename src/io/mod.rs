@@ -91,6 +91,8 @@ pub trait HostFile: Send + Sync {
     fn start_write_out(&self, offset: u64, len: u64);
     /// Asks the host to read a range ahead. A hint.
     fn will_need(&self, offset: u64, len: u64);
+    /// Has the host forget what it holds of the file in memory and has not to write any more. A hint.
+    fn forget_clean_pages(&self) {}
     /// The descriptor, for calls that need two files at once.
     fn descriptor(&self) -> std::os::fd::BorrowedFd<'_>;
 }

@@ -62,6 +62,11 @@ impl DataFiles {
         })
     }
 
+    /// Descriptors that are kept open at the moment.
+    pub fn open_descriptors(&self) -> usize {
+        self.pool.len()
+    }
+
     /// The directory of a layer.
     pub fn layer_dir(&self, layer: LayerId) -> PathBuf {
         self.layers.join(layer.dir_name())

@@ -225,7 +225,11 @@ impl Log {
         encode_frame(sequence, batch, &mut frame);
         write_frame(journal, &frame, offset, Point::JournalTorn).map_err(Failed::BeforeSync)?;
         crash_point(Point::JournalWritten);
-        journal.sync_data().map_err(Failed::Sync)?;
+        journal.sync_data().map_err(|error| {
+            // As with data: a mount that comes after reads what the disk has, not this frame.
+            journal.forget_clean_pages();
+            Failed::Sync(error)
+        })?;
         crash_point(Point::JournalSynced);
         if !entry_durable {
             self.storage.sync_dir(&self.dir).map_err(Failed::Sync)?;

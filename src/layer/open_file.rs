@@ -186,6 +186,11 @@ impl OpenFile {
         self.dirty.store(true, Ordering::Release);
     }
 
+    /// Bytes written since the last sync began.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.write_out.unsynced_bytes()
+    }
+
     /// What is to be written out now. To be started without a lock: the disk's queue may be full.
     pub fn due_write_out(&self) -> Option<impl FnOnce() + use<>> {
         let span = self.write_out.take_due()?;

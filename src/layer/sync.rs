@@ -86,7 +86,11 @@ impl OpenLayer {
     fn sync_host(&self, file: &OpenFile) -> std::io::Result<()> {
         file.write_out.synced();
         let Some(host) = file.existing_host(&self.data)? else { return Ok(()) };
-        host.sync_data()?;
+        host.sync_data().inspect_err(|_| {
+            // What was not written counts as clean, and whoever opens the file next is told of no
+            // error: only the disk may tell what there is.
+            host.forget_clean_pages();
+        })?;
         crash_point(Point::SyncedData);
         if !file.entry_durable.swap(true, Ordering::AcqRel) {
             self.data.sync_entry(self.id, file.ino)?;

@@ -19,6 +19,8 @@ pub struct WriteOut(Mutex<Batch>);
 #[derive(Debug, Default)]
 struct Batch {
     bytes: u64,
+    /// What was written since the last sync, on its way or not.
+    unsynced: u64,
     /// Where they lie.
     span: Range<u64>,
 }
@@ -33,12 +35,22 @@ impl WriteOut {
             _ => batch.span.start.min(written.start)..batch.span.end.max(written.end),
         };
         batch.bytes += len;
+        batch.unsynced += len;
+    }
+
+    /// Bytes written since the last sync.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.0.lock().unsynced
     }
 
     /// The stretch of the file to write out now, once, if it is time.
     pub fn take_due(&self) -> Option<Range<u64>> {
         let mut batch = self.0.lock();
-        (batch.bytes >= BATCH_BYTES).then(|| std::mem::take(&mut *batch).span)
+        let due = batch.bytes >= BATCH_BYTES;
+        due.then(|| {
+            batch.bytes = 0;
+            std::mem::take(&mut batch.span)
+        })
     }
 
     /// Notes that a sync has begun, which takes everything.
