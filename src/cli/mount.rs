@@ -8,19 +8,16 @@ use super::output;
 use crate::catalog::{BranchName, Store};
 use crate::serve::error::ServeError;
 use crate::serve::lifecycle;
-use crate::serve::options::{self, MountOptions};
+use crate::serve::options::{self, MountOptions, OPTIONS_VARIABLE};
 use crate::serve::probe;
 use crate::serve::protocol::Failure;
 use crate::serve::readiness::Ready;
 use crate::serve::server::{self, MountRequest};
 
-/// Options of all mounts that a user makes.
-const OPTIONS_VARIABLE: &str = "COWFS_MOUNT_OPTIONS";
-
 fn after_help() -> String {
     format!(
         "Mount options:\n{}
-{OPTIONS_VARIABLE} holds options for every mount, that of `cowfs start`, too; -o goes before it.
+{OPTIONS_VARIABLE} holds options for every mount, that of `cowfs start`, too; where they differ, -o wins.
 
 Examples:
   cowfs mount main /srv/main

@@ -175,6 +175,16 @@ pub enum UnmountError {
         /// The process.
         pid: Option<u32>,
     },
+    /// The serving process could not make everything durable.
+    #[error(
+        "unmounted, but not everything that was written to branch {branch} is on the disk: {why}"
+    )]
+    EndedBadly {
+        /// The branch.
+        branch: BranchName,
+        /// What failed.
+        why: String,
+    },
     /// The branch's lock could not be taken.
     #[error(transparent)]
     Lock(LockError),
@@ -310,6 +320,7 @@ impl UnmountError {
             Self::UnknownTarget { .. } => "unknown_target",
             Self::Silent { .. } => "server_silent",
             Self::StillWriting { .. } => "timeout",
+            Self::EndedBadly { .. } => "not_durable",
             Self::Lock(_) => "lock",
             Self::RunFile { .. } => "host",
             Self::Control(_) => "control",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::error::ServeError;
 use super::mount_point;
-use super::options::MountOptions;
+use super::options::{MountOptions, OPTIONS_VARIABLE};
 use super::probe;
 use super::readiness::{self, Heard, Message, Ready};
 use super::run_file::RunFile;
@@ -101,6 +101,8 @@ fn command(
     let mut command = Command::new(probe::own_program());
     command
         .env("COWFS_STORE", absolute(&store.root)?)
+        // Resolved already: once more they would win over what -o took back.
+        .env_remove(OPTIONS_VARIABLE)
         .args(["mount", "--foreground", READY_OPTION])
         .arg(format!("--timeout={}ms", request.timeout.as_millis()));
     if let Some(threads) = request.threads {

@@ -5,6 +5,7 @@
 //! socket ([`control`], [`listener`], [`handler`]). Whether a branch is served is decided by its
 //! lock alone; run files ([`run_file`]) only help to find things.
 
+mod bad_end;
 pub mod bdi;
 pub mod control;
 pub mod detach;

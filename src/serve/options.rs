@@ -2,6 +2,9 @@
 
 use crate::fs::FsOptions;
 
+/// Options of all mounts that a user makes.
+pub const OPTIONS_VARIABLE: &str = "COWFS_MOUNT_OPTIONS";
+
 /// Options that the kernel takes as they are.
 const KERNEL_OPTIONS: [&str; 8] =
     ["dev", "nodev", "suid", "nosuid", "exec", "noexec", "sync", "dirsync"];
@@ -16,7 +19,7 @@ const EXPLAINED: [(&str, &str); 12] = [
     ("writethrough", "no write-back cache: a full disk is said by the write itself; slower writes"),
     ("uring, nouring", "take requests by io_uring, if the kernel can (6.14), or not (nouring)"),
     (
-        "hostcache, nohostcache",
+        "hostcache, nohostcache, hostcache=auto",
         "let the host's page cache keep a second copy of what is read of the base, or not; \
       by itself: while another branch of the store is mounted",
     ),
@@ -97,6 +100,7 @@ impl MountOptions {
                 "writethrough" => options.write_through = true,
                 "uring" => options.rings = true,
                 "nouring" => options.rings = false,
+                "hostcache=auto" => options.host_cache = None,
                 "hostcache" => options.host_cache = Some(true),
                 "nohostcache" => options.host_cache = Some(false),
                 "realtime" => options.real_time = true,

@@ -60,28 +60,23 @@ impl RunFile {
 
     /// All run files of a store, by branch id.
     pub fn read_all(run_dir: &Path) -> io::Result<Vec<RunFile>> {
+        let branches = RunFile::branches(run_dir)?;
+        let mut found: Vec<RunFile> =
+            branches.into_iter().filter_map(|id| RunFile::read(run_dir, id)).collect();
+        found.sort_by_key(|run| run.branch);
+        Ok(found)
+    }
+
+    /// The branches that have a run file, which may be left over.
+    pub fn branches(run_dir: &Path) -> io::Result<Vec<BranchId>> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(run_dir)? {
             let name = entry?.file_name();
             let id = name.to_str().and_then(|name| name.strip_suffix(".json")?.parse().ok());
-            found.extend(id.and_then(|id| RunFile::read(run_dir, BranchId(id))));
+            // `03.json` is not the file of branch 3.
+            found.extend(id.map(BranchId).filter(|id| *name == *format!("{id}.json")));
         }
-        found.sort_by_key(|run: &RunFile| run.branch);
         Ok(found)
-    }
-
-    /// Whether a branch other than `own` is mounted, by a process that is still there.
-    pub fn is_other_mounted(run_dir: &Path, own: BranchId) -> bool {
-        // Where nothing can be learned there may be one.
-        let Ok(entries) = std::fs::read_dir(run_dir) else { return true };
-        entries.flatten().any(|entry| {
-            let name = entry.file_name();
-            let id = name.to_str().and_then(|name| name.strip_suffix(".json")?.parse().ok());
-            id.map(BranchId)
-                .filter(|id| *id != own)
-                .and_then(|id| RunFile::read(run_dir, id))
-                .is_some_and(|run| Path::new("/proc").join(run.pid.to_string()).exists())
-        })
     }
 
     /// Removes what a serving process leaves in `run_dir`; the caller holds the branch's lock.

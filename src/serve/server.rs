@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
+use super::bad_end;
 use super::control;
 use super::detach::{self, DetachError, Manner};
 use super::error::ServeError;
@@ -20,7 +21,8 @@ use super::readiness::Ready;
 use super::run_file::RunFile;
 use super::{bdi, holders, mount_point, mountinfo, process};
 use crate::branch::{Branch, OpenMode};
-use crate::catalog::{BranchLock, BranchName, BranchRow, CatalogError, LockError, Store};
+use crate::catalog::{BranchLock, BranchName, BranchRow, CatalogError, FileLock, LockError, Store};
+use crate::format::BranchId;
 use crate::fs::Fs;
 use crate::fuse::{self, MountConfig, Session};
 
@@ -58,6 +60,7 @@ struct Mounted {
     mount: Arc<OwnMount>,
     control: ControlServer,
     signals: Handle,
+    run_dir: PathBuf,
 }
 
 /// Mounts the branch, calls `ready` once the mount answers, and serves it until it is unmounted.
@@ -74,6 +77,7 @@ pub fn serve(
     // A fork that held the lock until now may have moved the head.
     let row = store.catalog.branch_by_id(row.id)?.ok_or(CatalogError::BranchGone { id: row.id })?;
     let mut notices = remove_leftovers(store, &row)?;
+    let _ = bad_end::take(&store.run_dir(), row.id);
     let id = row.id;
     let mounted = match mount(store, request, row, lock, &mut notices) {
         Ok(mounted) => mounted,
@@ -160,10 +164,20 @@ fn remove_leftovers(store: &Store, row: &BranchRow) -> Result<Vec<String>, Serve
     Ok(notices)
 }
 
+/// Whether a branch other than `own` is mounted: it has a run file, and its lock is held.
+fn is_other_mounted(store: &Store, own: BranchId) -> bool {
+    // Where nothing can be learned there may be one.
+    let Ok(mounted) = RunFile::branches(&store.run_dir()) else { return true };
+    mounted
+        .into_iter()
+        .filter(|id| *id != own)
+        .any(|id| FileLock::is_held(&store.branch_lock_path(id)).unwrap_or(true))
+}
+
 /// Where no other branch is mounted nobody else reads what this one has in its own cache.
-fn decide_host_cache(store: &Store, branch: &Branch, chosen: Option<bool>) {
-    let (run_dir, own) = (store.run_dir(), branch.row.id);
-    let others = move || chosen.unwrap_or_else(|| RunFile::is_other_mounted(&run_dir, own));
+fn decide_host_cache(store: &Arc<Store>, branch: &Branch, chosen: Option<bool>) {
+    let (store, own) = (store.clone(), branch.row.id);
+    let others = move || chosen.unwrap_or_else(|| is_other_mounted(&store, own));
     branch.data.host_cache.ask(others);
 }
 
@@ -207,7 +221,8 @@ fn mount(
     match started {
         Ok((control, signals, mount)) => {
             tracing::info!(branch = %name, mount_point = %config.dir.display(), "mounted");
-            Ok(Mounted { fs, branch, session, mount, control, signals })
+            let run_dir = store.run_dir();
+            Ok(Mounted { fs, branch, session, mount, control, signals, run_dir })
         }
         Err(error) => {
             let _ = detach::detach(&config.dir, Manner::Lazy);
@@ -360,8 +375,16 @@ impl Mounted {
             (Ok(()), Ok(())) => tracing::info!("unmounted, everything is durable"),
             (served, closed) => tracing::error!(?served, ?closed, "ended with an error"),
         }
-        served?;
-        finished?;
-        Ok(closed?)
+        let ended = served
+            .map_err(ServeError::from)
+            .and(finished.map_err(ServeError::from))
+            .and(closed.map_err(ServeError::from));
+        // While the lock is held: whoever waits for it reads this next.
+        if let Err(error) = &ended
+            && let Err(error) = bad_end::note(&self.run_dir, self.branch.row.id, &error.to_string())
+        {
+            tracing::warn!(%error, "cannot leave word of it");
+        }
+        ended
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::bad_end;
 use super::control::{self, ControlError};
 use super::detach::{self, DetachError, Manner};
 use super::error::{ServeError, UnmountError};
@@ -139,7 +140,12 @@ fn unmount_branch(
             }
         }
         Ok(_) => Ok(done(match await_end(store, row, pid, device, timeout, deadline)? {
-            None => Outcome::Unmounted,
+            None => match bad_end::take(&store.run_dir(), row.id) {
+                None => Outcome::Unmounted,
+                Some(why) => {
+                    return Err(UnmountError::EndedBadly { branch: row.name.clone(), why });
+                }
+            },
             Some(holders) => Outcome::Detached { pid, holders: Box::new(holders) },
         })),
         Err(ControlError::NotServed) => {
@@ -192,7 +198,8 @@ fn await_end(
     }
     match store.lock_branch_waiting(row.id, left()) {
         Ok(_) => Ok(None),
-        Err(_) => Err(UnmountError::StillWriting { timeout, pid }),
+        Err(LockError::Busy { .. }) => Err(UnmountError::StillWriting { timeout, pid }),
+        Err(lock) => Err(UnmountError::Lock(lock)),
     }
 }
 

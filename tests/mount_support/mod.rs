@@ -117,7 +117,7 @@ impl Scene {
         Some(Scene::within(temp, "xfs/store"))
     }
 
-    fn within(temp: tempfile::TempDir, store: &str) -> Scene {
+    pub fn within(temp: tempfile::TempDir, store: &str) -> Scene {
         let root = temp.path().canonicalize().unwrap();
         let scene = Scene { store: root.join(store), dir: root.join("dir"), temp };
         fs::create_dir_all(scene.store.parent().unwrap()).unwrap();
