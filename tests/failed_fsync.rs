@@ -76,6 +76,12 @@ fn is_eio<T>(result: Result<T, FsError>, what: &str) {
     assert_eq!(errno_of(&error).code(), libc::EIO, "{what}: {error}");
 }
 
+/// What `status` tells of it: files, and whether the journal is.
+fn latched(fs: &Fs) -> (usize, bool) {
+    let stats = fs.branch.stats();
+    (stats.latched_files, stats.journal_latched)
+}
+
 #[test]
 fn a_failed_fsync_stays_failed_until_a_remount() {
     let place = Place::new();
@@ -94,6 +100,7 @@ fn a_failed_fsync_stays_failed_until_a_remount() {
     fs.write(bad, 0, &[3; 100]).unwrap();
     is_eio(fs.sync(bad), "an fsync of what was written later");
     is_eio(fs.sync_everything(), "a sync of everything");
+    assert_eq!(latched(&fs), (1, false));
     // Other files are not concerned.
     let _durable = fs.sync(good).unwrap();
     // A fork freezes the layer with the bad file in it; the parent must not forget.
@@ -101,7 +108,9 @@ fn a_failed_fsync_stays_failed_until_a_remount() {
     is_eio(fs.sync(bad), "an fsync after a fork");
     fs.write(bad, 0, &[4; 100]).unwrap();
     is_eio(fs.sync(bad), "an fsync of what was written after the fork");
+    assert_ne!(latched(&fs).0, 0);
     let fs = place.kill_and_serve(fs);
+    assert_eq!(latched(&fs), (0, false));
     let ino = fs.lookup(Ino::ROOT, b"bad").unwrap().record.ino;
     fs.write(ino, 0, &[5; 100]).unwrap();
     let _durable = fs.sync(ino).unwrap();
@@ -120,6 +129,7 @@ fn a_failed_sync_of_the_journal_fails_every_later_one() {
     is_eio(fs.sync_dir(), "the fsync of a directory");
     is_eio(fs.sync_dir(), "the second");
     is_eio(fs.sync(second), "the fsync of a new file");
+    assert!(latched(&fs).1);
     let fs = place.kill_and_serve(fs);
     let _durable = fs.sync_dir().unwrap();
     assert_eq!(read(&fs, "second").unwrap(), b"");

@@ -155,6 +155,17 @@ fn status_can_be_watched() {
     drop(lines);
     let ended = child.wait().unwrap();
     assert!(ended.success(), "{ended}");
+
+    let mut watching = scene.command(&["status", "main", "--watch", "50ms", "--json"]);
+    let mut child = watching.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    for line in lines.take(2) {
+        let shown: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        assert_eq!(shown["server"]["io_uring"], false);
+        // No other branch is mounted.
+        assert_eq!(shown["server"]["host_cache"], false);
+    }
+    child.wait().unwrap();
 }
 
 /// The scheduling policies of a process's threads, by the kind of thread.

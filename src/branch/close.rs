@@ -35,6 +35,12 @@ pub struct BranchStats {
     /// Descriptors of data files that are kept open.
     #[serde(default)]
     pub open_descriptors: usize,
+    /// Files that could not be synced: their fsync fails until the branch is mounted anew.
+    #[serde(default)]
+    pub latched_files: usize,
+    /// Whether the journal could not be synced: every fsync fails until then.
+    #[serde(default)]
+    pub journal_latched: bool,
 }
 
 impl Branch {
@@ -79,6 +85,7 @@ impl Branch {
         let (open_files, open_names, _) = view.open.counts();
         let (journal_bytes, volatile_bytes) = view.open.log.sizes();
         let files = view.open.all_files();
+        let latched = view.in_memory().flat_map(|layer| layer.all_files());
         let owned_bytes = files.iter().map(|file| file.ownership.read().owned_bytes()).sum();
         let unsynced: u64 = files.iter().map(|file| file.unsynced_bytes()).sum();
         BranchStats {
@@ -93,6 +100,8 @@ impl Branch {
             owned_bytes,
             dirty_granules: unsynced.div_ceil(GRANULE_BYTES),
             open_descriptors: view.data.open_descriptors(),
+            latched_files: latched.filter(|file| file.is_latched()).count(),
+            journal_latched: view.in_memory().any(|layer| layer.log.is_latched()),
         }
     }
 }

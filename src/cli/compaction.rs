@@ -62,8 +62,9 @@ struct Outcome<'a> {
     branch: &'a BranchName,
     /// False if it was so already.
     changed: bool,
-    /// False if something is still being finished.
-    still: bool,
+    /// Of a pause: false if something is still being finished.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    still: Option<bool>,
     compaction: Compaction<'a>,
 }
 
@@ -84,6 +85,7 @@ impl CompactionCommand {
         };
         if args.json {
             let compaction = Compaction::of(&stats);
+            let still = pause.then_some(still);
             output::print_json(&Outcome { branch: &args.branch, changed, still, compaction })?;
         } else {
             output::print(&sentence(&args.branch, pause, changed, still, &stats));

@@ -101,7 +101,7 @@ struct Exposition {
 /// Name, what it is, and how to read it from a server.
 type Gauge = (&'static str, &'static str, fn(&ServerStatus) -> u64);
 
-const GAUGES: [Gauge; 13] = [
+const GAUGES: [Gauge; 15] = [
     ("cowfs_resident_bytes", "Resident memory of the serving process", |s| s.resident_bytes),
     ("cowfs_open_layer_bytes", "Bytes of pages that the open layer owns", |s| s.branch.owned_bytes),
     ("cowfs_open_layer_files", "Files of which the open layer owns something", |s| {
@@ -112,6 +112,12 @@ const GAUGES: [Gauge; 13] = [
     }),
     ("cowfs_open_descriptors", "Descriptors of data files that are kept open", |s| {
         s.branch.open_descriptors as u64
+    }),
+    ("cowfs_latched_files", "Files whose sync failed: fsync fails until a remount", |s| {
+        s.branch.latched_files as u64
+    }),
+    ("cowfs_journal_latched", "Whether a sync of the journal failed, and so every fsync", |s| {
+        s.branch.journal_latched.into()
     }),
     ("cowfs_journal_bytes", "Bytes of the open layer's journal", |s| s.branch.journal_bytes),
     ("cowfs_depth_layers", "Layers below the open one", |s| s.branch.depth.into()),

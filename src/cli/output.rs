@@ -68,7 +68,16 @@ fn plain(text: &str, hidden: impl Fn(char) -> bool) -> String {
 
 /// `value` as JSON.
 pub(super) fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
-    match serde_json::to_string_pretty(value) {
+    ended(serde_json::to_string_pretty(value))
+}
+
+/// `value` as JSON: on one line if it is one of many, so that a reader knows where each ends.
+pub(super) fn json_of_many(value: &impl serde::Serialize, many: bool) -> Result<String, Failure> {
+    if many { ended(serde_json::to_string(value)) } else { json(value) }
+}
+
+fn ended(text: serde_json::Result<String>) -> Result<String, Failure> {
+    match text {
         Ok(text) => Ok(text + "\n"),
         Err(error) => Err(Failure::caused("json", &error).exit(255)),
     }

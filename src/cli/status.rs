@@ -13,6 +13,7 @@ use shown::Shown;
 use super::mount::parse_duration;
 use super::sizes::Sizes;
 use super::{failure, output};
+use crate::branch::close::BranchStats;
 use crate::catalog::{BranchName, CatalogError, Store};
 use crate::format::counted;
 use crate::serve::error::ServeError;
@@ -25,13 +26,19 @@ pub struct StatusArgs {
     /// Only this branch, in detail
     #[arg(add = crate::cli::complete::branches())]
     pub branch: Option<BranchName>,
-    /// Print JSON
+    /// Print JSON; with --watch a line each time
     #[arg(long)]
     pub json: bool,
     /// Show it again and again, every so often, until interrupted
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s",
           value_parser = parse_duration)]
     pub watch: Option<Duration>,
+}
+
+impl StatusArgs {
+    fn json_of(&self, value: &impl serde::Serialize) -> Result<String, Failure> {
+        output::json_of_many(value, self.watch.is_some())
+    }
 }
 
 /// Runs `cowfs status`; returns the exit code.
@@ -55,14 +62,14 @@ fn look(args: &StatusArgs, store: &Store, sizes: &mut Sizes) -> Result<String, F
     if let Some(name) = &args.branch {
         let status = find(store, name).map_err(|error| error.to_failure())?;
         let shown = Shown::of(status, store, sizes).map_err(catalog)?;
-        if args.json { output::json(&shown.for_json()) } else { Ok(details(&shown)) }
+        if args.json { args.json_of(&shown.for_json()) } else { Ok(details(&shown)) }
     } else {
         let found = status::all(store).map_err(|error| error.to_failure())?;
         let shown: Result<Vec<_>, _> =
             found.into_iter().map(|status| Shown::of(status, store, sizes)).collect();
         let shown = shown.map_err(catalog)?;
         if args.json {
-            output::json(&shown.iter().map(Shown::for_json).collect::<Vec<_>>())
+            args.json_of(&shown.iter().map(Shown::for_json).collect::<Vec<_>>())
         } else {
             Ok(table(&shown))
         }
@@ -152,6 +159,12 @@ fn details(shown: &Shown) -> String {
         });
         line("Process", format!("{pid}{memory}"));
     }
+    if let Some(server) = &status.server {
+        line("Requests", transport(server).to_owned());
+        if let Some(failed) = latched(&server.branch) {
+            line("Not durable", failed);
+        }
+    }
     if status.server.is_none() {
         let sealed = bytes(shown.sealed_bytes);
         line("Sealed layers", format!("{sealed} in {}", shown.sealed_layers));
@@ -181,6 +194,25 @@ fn details(shown: &Shown) -> String {
         text.push_str(&requests(server));
     }
     text
+}
+
+fn transport(server: &ServerStatus) -> &'static str {
+    match (server.io_uring, server.host_cache) {
+        (false, false) => "from /dev/fuse; the host keeps no copy of what is read of the base",
+        (false, true) => "from /dev/fuse; the host keeps a copy of what is read of the base",
+        (true, false) => "by io_uring; the host keeps no copy of what is read of the base",
+        (true, true) => "by io_uring; the host keeps a copy of what is read of the base",
+    }
+}
+
+/// What could not be synced, and what that means.
+fn latched(branch: &BranchStats) -> Option<String> {
+    let what = match (branch.latched_files, branch.journal_latched) {
+        (0, false) => return None,
+        (files, false) => counted(files, "file"),
+        (_, true) => "the journal".to_owned(),
+    };
+    Some(format!("a sync of {what} failed: fsync says EIO until the branch is mounted anew"))
 }
 
 fn requests(server: &ServerStatus) -> String {

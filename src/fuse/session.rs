@@ -170,6 +170,11 @@ fn spawn(
 }
 
 impl Session {
+    /// Whether requests come by io_uring.
+    pub fn is_by_rings(&self) -> bool {
+        self.rings.is_some()
+    }
+
     /// Waits until the filesystem is unmounted, by whomever.
     pub fn wait(self) -> Result<(), FuseError> {
         let dir = self.dir;

@@ -147,6 +147,11 @@ impl Log {
         )
     }
 
+    /// Whether the journal could not be synced.
+    pub fn is_latched(&self) -> bool {
+        self.queue.lock().failed
+    }
+
     /// Makes every frame up to `ticket` durable; those who wait at once share one sync.
     pub fn sync_to(&self, ticket: Ticket) -> Result<Durable, LayerError> {
         let mut queue = self.queue.lock();

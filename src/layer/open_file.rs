@@ -186,6 +186,11 @@ impl OpenFile {
         self.dirty.store(true, Ordering::Release);
     }
 
+    /// Whether a sync of the file failed.
+    pub fn is_latched(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
     /// Bytes written since the last sync began.
     pub fn unsynced_bytes(&self) -> u64 {
         self.write_out.unsynced_bytes()

@@ -61,7 +61,7 @@ impl OpenLayer {
             return Ok(0);
         }
         let latched = || LayerError::Latched { layer: self.id, ino: file.ino };
-        if file.failed.load(Ordering::Acquire) {
+        if file.is_latched() {
             return Err(latched());
         }
         // Ownership noted before this point has its data written: writers note it afterwards.

@@ -63,6 +63,8 @@ pub struct BranchHandler {
     pub mount: Arc<OwnMount>,
     /// What the run file says.
     pub run: RunFile,
+    /// Whether requests come by io_uring.
+    pub io_uring: bool,
 }
 
 impl Handler for BranchHandler {
@@ -106,6 +108,8 @@ impl BranchHandler {
             mount_point: mount_point.unwrap_or_else(|| self.run.mount_point.clone()),
             since_ms: self.run.since_ms,
             read_only: self.run.read_only,
+            io_uring: self.io_uring,
+            host_cache: self.fs.branch.data.host_cache.keeps(),
             branch: self.fs.branch.stats(),
             compaction: self.fs.branch.compaction_stats(),
             requests: self.metrics.snapshot(),

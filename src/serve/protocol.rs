@@ -141,6 +141,12 @@ pub struct ServerStatus {
     pub read_only: bool,
     /// False once it is detached, and served only for those who still use it.
     pub attached: bool,
+    /// Whether requests come by io_uring, and not from /dev/fuse.
+    #[serde(default)]
+    pub io_uring: bool,
+    /// Whether the host's page cache keeps what is read of sealed layers.
+    #[serde(default)]
+    pub host_cache: bool,
     /// Layers and sizes.
     pub branch: BranchStats,
     /// What the background does; all zeros from a server that does not tell.

@@ -213,8 +213,13 @@ fn mount(
             read_only: config.read_only,
         };
         run.write(&store.run_dir()).map_err(|source| host("writing the run file", source))?;
-        let metrics = session.metrics.clone();
-        let handler = BranchHandler { fs: fs.clone(), metrics, mount: mount.clone(), run };
+        let handler = BranchHandler {
+            fs: fs.clone(),
+            metrics: session.metrics.clone(),
+            mount: mount.clone(),
+            run,
+            io_uring: session.is_by_rings(),
+        };
         let control = ControlServer::start(&store.run_dir(), id, Arc::new(handler))?;
         Ok((control, watch(signals, &mount)?, mount))
     });

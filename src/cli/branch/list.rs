@@ -34,7 +34,7 @@ pub(in crate::cli) struct ListArgs {
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s",
           value_parser = parse_duration)]
     watch: Option<Duration>,
-    /// Print JSON
+    /// Print JSON; with --watch a line each time
     #[arg(long)]
     json: bool,
 }
@@ -84,7 +84,7 @@ pub(super) fn run(args: &ListArgs, store: &Store) -> Result<u8, Failure> {
         let listed = collect(store, args.deleted, &mut sizes);
         let listed = listed.map_err(|error| failure::of_catalog(&error))?;
         let text = if args.json {
-            output::json(&listed)?
+            output::json_of_many(&listed, args.watch.is_some())?
         } else {
             tree(&listed, now_ms(), if colours { GREEN } else { ("", "") })
         };

@@ -62,6 +62,10 @@ struct Server<'a> {
     /// False once it is detached, and served only for those who still use it.
     attached: bool,
     resident_bytes: u64,
+    /// Whether requests come by io_uring, and not from /dev/fuse.
+    io_uring: bool,
+    /// Whether the host's page cache keeps what is read of sealed layers.
+    host_cache: bool,
     branch: &'a BranchStats,
     compaction: Compaction<'a>,
     requests: &'a [RequestStats],
@@ -90,6 +94,8 @@ impl Shown {
                 version: &server.version,
                 attached: server.attached,
                 resident_bytes: server.resident_bytes,
+                io_uring: server.io_uring,
+                host_cache: server.host_cache,
                 branch: &server.branch,
                 compaction: Compaction::of(&server.compaction),
                 requests: &server.requests,
