@@ -352,6 +352,11 @@ impl UnmountError {
             Self::UnknownTarget { .. } | Self::NotMounted { .. } | Self::NothingThere { .. } => {
                 Some("cowfs status shows what is mounted where".to_owned())
             }
+            Self::EndedBadly { .. } => Some(
+                "what was synced is safe; for the rest, before the machine is started anew: make \
+                 room if the disk is full, mount the branch and unmount it again"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }

@@ -142,7 +142,11 @@ fn unmount_branch(
         Ok(_) => Ok(done(match await_end(store, row, pid, device, timeout, deadline)? {
             None => match bad_end::take(&store.run_dir(), row.id) {
                 None => Outcome::Unmounted,
-                Some(why) => {
+                Some(mut why) => {
+                    if why.is_empty() {
+                        // On a full disk there is room for the name of the note and not for its text.
+                        why = format!("`cowfs logs --mount {}` says why", row.name);
+                    }
                     return Err(UnmountError::EndedBadly { branch: row.name.clone(), why });
                 }
             },
