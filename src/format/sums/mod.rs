@@ -354,8 +354,9 @@ impl Sums {
 
     fn verified(&self, position: u64) -> Result<Found<'_>, FormatError> {
         let (extent, first, crc) = self.record(position)?;
-        let at = first.checked_mul(SUM_BYTES as u64).map(|at| at + HEADER_BYTES as u64);
-        let end = at.map(|at| at + u64::from(extent.len) * SUM_BYTES as u64);
+        let sums = first.checked_mul(SUM_BYTES as u64);
+        let at = sums.and_then(|at| at.checked_add(HEADER_BYTES as u64));
+        let end = at.and_then(|at| at.checked_add(u64::from(extent.len) * SUM_BYTES as u64));
         let sums = at
             .zip(end)
             .filter(|(_, end)| *end <= self.extents_at as u64)
@@ -467,6 +468,20 @@ mod tests {
         let good = sample();
         for len in 0..good.len() {
             assert!(Sums::open(Box::new(good[..len].to_vec())).is_err(), "{len} bytes");
+        }
+    }
+
+    // Found by fuzzing: where the sums begin was added up without a look at the largest number.
+    #[test]
+    fn checksums_at_the_end_of_all_numbers_are_damage() {
+        for beyond in [1, 5, 15, 16] {
+            let mut bytes = sample();
+            let table = bytes.len() - 6 * EXTENT_BYTES;
+            let first = (u64::MAX / SUM_BYTES as u64 + 1).wrapping_sub(beyond);
+            bytes[table + 16..table + 24].copy_from_slice(&first.to_le_bytes());
+            let sums = Sums::open(Box::new(bytes)).unwrap();
+            assert!(sums.get(Ino(3), 0, 1).is_err(), "{first:x}");
+            assert!(sums.extents().next().unwrap().is_err(), "{first:x}");
         }
     }
 
