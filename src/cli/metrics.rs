@@ -140,7 +140,12 @@ const GAUGES: [Gauge; 15] = [
 ];
 
 /// What only grows while a branch is mounted.
-const COUNTERS: [Gauge; 4] = [
+const COUNTERS: [Gauge; 5] = [
+    (
+        "cowfs_read_around_regions",
+        "Regions of 256 KiB whose rest was fetched because some of their pages were read",
+        |s| s.read_around.unwrap_or(0),
+    ),
     ("cowfs_compaction_finalized_layers", "Layers that were finalized", |s| {
         s.compaction.finalized_layers
     }),

@@ -1,7 +1,7 @@
 //! What each request of the kernel does, whichever way it came: call `fs`, count, and tell the log
 //! of what is no everyday answer. [`super::adapter`] and [`super::ring`] only translate.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use fuser::Errno;
@@ -9,6 +9,7 @@ use fuser::Errno;
 use super::convert::{allocate_mode, rename_mode};
 use super::errno::{errno_of, is_ordinary};
 use super::metrics::{Kind, Metrics};
+use super::read_around::ReadAround;
 use crate::format::Ino;
 use crate::fs::attr::{Attributes, SetAttributes};
 use crate::fs::dir::DirLine;
@@ -55,6 +56,8 @@ pub struct Calls {
     pub fs: Arc<Fs>,
     /// Counts and latencies.
     pub metrics: Arc<Metrics>,
+    /// Fetches what lies around pages that are read; set once the mount is there, if it is wanted.
+    pub read_around: OnceLock<Arc<ReadAround>>,
 }
 
 impl Calls {
@@ -130,7 +133,11 @@ impl Calls {
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Answer<usize> {
         let start = Instant::now();
         let read = self.fs.read_at(ino, offset, buf).map_err(|error| logged("read", &error));
-        self.metrics.count(Kind::Read, start, read.as_ref().map_or(0, |read| *read as u64));
+        let bytes = read.as_ref().map_or(0, |read| *read as u64);
+        self.metrics.count(Kind::Read, start, bytes);
+        if let Some(around) = self.read_around.get() {
+            around.note_read(ino, offset, bytes);
+        }
         read
     }
 

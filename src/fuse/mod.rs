@@ -6,9 +6,11 @@ mod calls;
 mod convert;
 pub mod errno;
 pub mod metrics;
+pub mod read_around;
 pub mod ring;
 pub mod session;
 mod workers;
 
 pub use metrics::{Metrics, RequestStats};
+pub use read_around::ReadAround;
 pub use session::{FuseError, MountConfig, Session, mount};

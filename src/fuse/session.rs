@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use fuser::{Config, MountOption, SessionACL};
@@ -11,6 +11,7 @@ use fuser::{Config, MountOption, SessionACL};
 use super::adapter::Adapter;
 use super::calls::Calls;
 use super::metrics::Metrics;
+use super::read_around::ReadAround;
 use super::ring::{self, Rings};
 use crate::fs::Fs;
 use crate::io::sys::RealTime;
@@ -55,6 +56,8 @@ pub struct MountConfig {
     pub rings: bool,
     /// Let them run before ordinary threads, where that is permitted.
     pub real_time: bool,
+    /// Fetch what lies around pages that are read: always, never, or while memory is to spare.
+    pub read_around: Option<bool>,
 }
 
 /// A mounted filesystem with its threads.
@@ -64,6 +67,8 @@ pub struct Session {
     rings: Option<Rings>,
     /// Counts and latencies of requests.
     pub metrics: Arc<Metrics>,
+    /// What fetches the pages around those that are read, if that is wanted.
+    pub read_around: Option<Arc<ReadAround>>,
 }
 
 fn option(text: &str) -> MountOption {
@@ -118,15 +123,32 @@ fn options(config: &MountConfig, threads: usize) -> Config {
 
 /// Mounts `fs` and begins to serve it.
 pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
-    let calls = Arc::new(Calls { fs, metrics: Arc::default() });
+    let calls = Arc::new(Calls { fs, metrics: Arc::default(), read_around: OnceLock::new() });
+    let mut session = mount_by_any(&calls, config)?;
+    session.read_around = read_around(&calls, config);
+    Ok(session)
+}
+
+fn mount_by_any(calls: &Arc<Calls>, config: &MountConfig) -> Result<Session, FuseError> {
     if config.rings && ring::available() {
-        match mount_by(&calls, config, true) {
+        match mount_by(calls, config, true) {
             Ok(session) => return Ok(session),
             // Whatever else is wrong will be said again.
             Err(error) => tracing::warn!(%error, "not served by io_uring"),
         }
     }
-    mount_by(&calls, config, false)
+    mount_by(calls, config, false)
+}
+
+fn read_around(calls: &Calls, config: &MountConfig) -> Option<Arc<ReadAround>> {
+    if config.read_around == Some(false) {
+        return None;
+    }
+    let started = ReadAround::start(config.dir.clone(), config.read_around == Some(true));
+    let around = started
+        .inspect_err(|error| tracing::warn!(%error, "pages around a read are not fetched"))
+        .ok()?;
+    Some(calls.read_around.get_or_init(|| Arc::new(around)).clone())
 }
 
 fn mount_by(
@@ -150,7 +172,7 @@ fn mount_by(
     let background = Box::leak(Box::new(background));
     let placeholder = std::thread::Builder::new().spawn(|| Ok(())).map_err(failed)?;
     let thread = std::mem::replace(&mut background.guard, placeholder);
-    Ok(Session { dir: config.dir.clone(), thread, rings, metrics })
+    Ok(Session { dir: config.dir.clone(), thread, rings, metrics, read_around: None })
 }
 
 /// Starts the threads that serve; those that they start run as they do.

@@ -106,6 +106,40 @@ pub fn start_write_out(fd: BorrowedFd<'_>, offset: u64, len: u64) {
     }
 }
 
+/// Opens the inode `nodeid` of the FUSE mount that `mount` lies in, for reading, by `open_by_handle_at(2)`.
+///
+/// Only what the kernel has in its cache can be opened so: anything else is `ESTALE`. Needs
+/// `CAP_DAC_READ_SEARCH`.
+pub fn open_fuse_inode(mount: BorrowedFd<'_>, nodeid: u64) -> io::Result<std::fs::File> {
+    /// `FILEID_INO64_GEN` of `<linux/exportfs.h>`; what follows is laid out as in `fuse_encode_fh`
+    /// (fs/fuse/inode.c): node id, high half first, then the generation, which is always 0 here.
+    const FILEID_INO64_GEN: libc::c_int = 0x81;
+    const HANDLE_BYTES: u32 = 12;
+    #[repr(C)]
+    struct Handle {
+        bytes: libc::c_uint,
+        kind: libc::c_int,
+        nodeid: [u32; 2],
+        generation: u32,
+    }
+    let mut handle = Handle {
+        bytes: HANDLE_BYTES,
+        kind: FILEID_INO64_GEN,
+        nodeid: [(nodeid >> 32) as u32, nodeid as u32],
+        generation: 0,
+    };
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: the structure begins like a `file_handle` and has as many bytes after that as it says;
+    // it outlives the call. A descriptor that comes back is new and nobody else's.
+    unsafe {
+        let fd = libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(std::os::fd::FromRawFd::from_raw_fd(fd))
+    }
+}
+
 /// Requests of the kernel's FUSE side, one at a time, by way of an io_uring of their own (Linux
 /// 6.14; `FUSE_OVER_IO_URING` in `<linux/fuse.h>`, Documentation/filesystems/fuse/fuse-io-uring.rst).
 ///

@@ -14,7 +14,7 @@ use super::run_file::RunFile;
 use crate::branch::fork::Requester;
 use crate::catalog::{BranchName, NewSnapshot};
 use crate::fs::Fs;
-use crate::fuse::Metrics;
+use crate::fuse::{Metrics, ReadAround};
 
 /// How long a pause waits for what is at work; merging the indexes of a deep branch takes a second.
 const STILL_PATIENCE: Duration = Duration::from_secs(20);
@@ -65,6 +65,8 @@ pub struct BranchHandler {
     pub run: RunFile,
     /// Whether requests come by io_uring.
     pub io_uring: bool,
+    /// What fetches the pages around those that are read.
+    pub read_around: Option<Arc<ReadAround>>,
 }
 
 impl Handler for BranchHandler {
@@ -109,6 +111,7 @@ impl BranchHandler {
             since_ms: self.run.since_ms,
             read_only: self.run.read_only,
             io_uring: self.io_uring,
+            read_around: self.read_around.as_ref().and_then(|around| around.fetched()),
             host_cache: self.fs.branch.data.host_cache.keeps(),
             branch: self.fs.branch.stats(),
             compaction: self.fs.branch.compaction_stats(),

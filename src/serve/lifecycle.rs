@@ -131,6 +131,8 @@ fn option_list(options: &MountOptions) -> Vec<String> {
         (options.rings, "uring"),
         (options.host_cache == Some(true), "hostcache"),
         (options.host_cache == Some(false), "nohostcache"),
+        (options.read_around == Some(true), "readaround"),
+        (options.read_around == Some(false), "noreadaround"),
         (options.real_time, "realtime"),
         (options.allow_other, "allow_other"),
     ];

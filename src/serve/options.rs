@@ -13,7 +13,7 @@ const KERNEL_OPTIONS: [&str; 8] =
 const ALWAYS_ON: [&str; 4] = ["async", "default_permissions", "defaults", "noatime"];
 
 /// The options and what they do, for people; every one that [`MountOptions::parse`] takes.
-const EXPLAINED: [(&str, &str); 12] = [
+const EXPLAINED: [(&str, &str); 13] = [
     ("ro, rw", "read-only or not (rw)"),
     ("xattr", "keep extended attributes (user.*); costs a round trip on every write"),
     ("writethrough", "no write-back cache: a full disk is said by the write itself; slower writes"),
@@ -22,6 +22,11 @@ const EXPLAINED: [(&str, &str); 12] = [
         "hostcache, nohostcache, hostcache=auto",
         "let the host's page cache keep a second copy of what is read of the base, or not; \
       by itself: while another branch of the store is mounted",
+    ),
+    (
+        "readaround, noreadaround, readaround=auto",
+        "where pages are read here and there, fetch the rest of their 256 KiB into memory, or not; by \
+      itself: while an eighth of the memory is unused",
     ),
     ("realtime", "serve by real-time threads, where that is permitted"),
     ("allow_other", "let other users in; root has it anyway, others need it in /etc/fuse.conf"),
@@ -76,6 +81,9 @@ pub struct MountOptions {
     /// `hostcache` or `nohostcache`: whether the host's page cache keeps what is read of sealed layers;
     /// `None` while another branch of the store is mounted.
     pub host_cache: Option<bool>,
+    /// `readaround` or `noreadaround`: whether pages around those that are read here and there are
+    /// fetched; `None` while memory is to spare.
+    pub read_around: Option<bool>,
     /// `realtime`: requests are served by real-time threads, where that is permitted.
     pub real_time: bool,
     /// For the kernel, in the order given.
@@ -103,6 +111,9 @@ impl MountOptions {
                 "hostcache=auto" => options.host_cache = None,
                 "hostcache" => options.host_cache = Some(true),
                 "nohostcache" => options.host_cache = Some(false),
+                "readaround=auto" => options.read_around = None,
+                "readaround" => options.read_around = Some(true),
+                "noreadaround" => options.read_around = Some(false),
                 "realtime" => options.real_time = true,
                 "allow_other" => options.allow_other = true,
                 given if ALWAYS_ON.contains(&given) => {}

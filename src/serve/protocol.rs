@@ -147,6 +147,10 @@ pub struct ServerStatus {
     /// Whether the host's page cache keeps what is read of sealed layers.
     #[serde(default)]
     pub host_cache: bool,
+    /// Regions of 256 KiB whose rest was fetched because some of their pages were read; none where
+    /// that is switched off or not permitted.
+    #[serde(default)]
+    pub read_around: Option<u64>,
     /// Layers and sizes.
     pub branch: BranchStats,
     /// What the background does; all zeros from a server that does not tell.

@@ -219,6 +219,7 @@ fn mount(
             mount: mount.clone(),
             run,
             io_uring: session.is_by_rings(),
+            read_around: session.read_around.clone(),
         };
         let control = ControlServer::start(&store.run_dir(), id, Arc::new(handler))?;
         Ok((control, watch(signals, &mount)?, mount))
@@ -272,6 +273,7 @@ fn mount_config(
         threads: request.threads.unwrap_or((2 * processors).clamp(THREADS.0, THREADS.1)),
         rings,
         real_time: request.options.real_time,
+        read_around: request.options.read_around,
     }
 }
 

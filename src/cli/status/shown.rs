@@ -66,6 +66,9 @@ struct Server<'a> {
     io_uring: bool,
     /// Whether the host's page cache keeps what is read of sealed layers.
     host_cache: bool,
+    /// Regions of 256 KiB whose rest was fetched because some of their pages were read; none where
+    /// that is switched off or not permitted.
+    read_around: Option<u64>,
     branch: &'a BranchStats,
     compaction: Compaction<'a>,
     requests: &'a [RequestStats],
@@ -96,6 +99,7 @@ impl Shown {
                 resident_bytes: server.resident_bytes,
                 io_uring: server.io_uring,
                 host_cache: server.host_cache,
+                read_around: server.read_around,
                 branch: &server.branch,
                 compaction: Compaction::of(&server.compaction),
                 requests: &server.requests,

@@ -1,0 +1,166 @@
+//! Pages around those that are read here and there, on a real mount.
+//!
+//! Needs root (what it tests opens files by number) and /dev/fuse; says so and passes where they are
+//! missing. Takes 5 s.
+#![allow(clippy::unwrap_used)]
+
+#[macro_use]
+mod mount_support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use mount_support::Scene;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+const PAGE: u64 = 8192;
+const REGION_PAGES: u64 = 32;
+const REGIONS: u64 = 24;
+
+fn contents(page: u64) -> Vec<u8> {
+    (0..PAGE).map(|at| (page * 7 + at / 512) as u8).collect()
+}
+
+/// A branch `child` with a file of `REGIONS` regions below it, mounted with `options`; nothing of the file is
+/// in the mount's cache.
+fn child(scene: &Scene, options: &str) -> PathBuf {
+    scene.mount();
+    let all: Vec<u8> = (0..REGIONS * REGION_PAGES).flat_map(contents).collect();
+    fs::write(scene.dir.join("file"), all).unwrap();
+    scene.run(&["branch", "create", "child", "--from", "main"]).ok();
+    scene.run(&["unmount", "main"]).ok();
+    scene.run(&["mount", "child", scene.dir(), "-o", options]).ok();
+    scene.dir.join("file")
+}
+
+/// Opened so that the kernel does not read ahead by itself.
+fn open(path: &Path) -> File {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
+    file
+}
+
+fn assert_page(file: &File, page: u64) {
+    let mut found = vec![0; PAGE as usize];
+    file.read_exact_at(&mut found, page * PAGE).unwrap();
+    assert!(found == contents(page), "page {page}");
+}
+
+fn reads(scene: &Scene) -> u64 {
+    let status = scene.status("child");
+    let requests = status["server"]["requests"].as_array().unwrap();
+    let read = requests.iter().find(|request| request["kind"] == "read");
+    read.map_or(0, |read| read["count"].as_u64().unwrap())
+}
+
+fn fetched(scene: &Scene) -> Option<u64> {
+    scene.status("child")["server"]["read_around"].as_u64()
+}
+
+fn wait_until_fetched(scene: &Scene, regions: u64) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while fetched(scene).unwrap() < regions {
+        assert!(Instant::now() < end, "{:?} of {regions} regions fetched", fetched(scene));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Asked for is not answered yet: until no more requests come.
+    let mut seen = reads(scene);
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        match reads(scene) {
+            now if now == seen => return,
+            now => seen = now,
+        }
+    }
+}
+
+#[test]
+fn mount_a_region_of_which_four_pages_were_read_is_fetched() {
+    let scene = scene!();
+    let file = open(&child(&scene, "readaround"));
+    let first = 5 * REGION_PAGES;
+    for page in [3, 30, 17] {
+        assert_page(&file, first + page);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!((fetched(&scene), reads(&scene)), (Some(0), 3));
+    assert_page(&file, first + 9);
+    wait_until_fetched(&scene, 1);
+    let before = reads(&scene);
+    assert!(before <= 4 + 5, "{before} requests: what lies between the four pages is at most five");
+    for page in first..first + REGION_PAGES {
+        assert_page(&file, page);
+    }
+    assert_eq!(reads(&scene), before, "all of the region was there");
+    assert_page(&file, first - 1);
+    assert_page(&file, first + REGION_PAGES);
+    assert_eq!(reads(&scene), before + 2, "and nothing else");
+}
+
+#[test]
+fn mount_what_is_not_written_back_yet_is_left_alone() {
+    let scene = scene!();
+    let path = child(&scene, "readaround");
+    let file = open(&path);
+    let ours = |page: u64| vec![(page % 251) as u8 ^ 0xff; PAGE as usize];
+    let is_ours = |page: &u64| page % REGION_PAGES % 3 == 1;
+    let (all, mut regions) = (0..REGIONS * REGION_PAGES, 0);
+    for region in 0..REGIONS {
+        let pages = region * REGION_PAGES..(region + 1) * REGION_PAGES;
+        for page in pages.clone().filter(is_ours) {
+            file.write_all_at(&ours(page), page * PAGE).unwrap();
+        }
+        for page in pages.filter(|page| !is_ours(page)).step_by(5) {
+            assert_page(&file, page);
+        }
+        regions += 1;
+        wait_until_fetched(&scene, regions);
+    }
+    let assert_all = |file: &File| {
+        for page in all.clone() {
+            let mut found = vec![0; PAGE as usize];
+            file.read_exact_at(&mut found, page * PAGE).unwrap();
+            let wanted = if is_ours(&page) { ours(page) } else { contents(page) };
+            assert!(found == wanted, "page {page}");
+        }
+    };
+    assert_all(&file);
+    file.sync_all().unwrap();
+    drop(file);
+    scene.run(&["unmount", "child"]).ok();
+    scene.run(&["mount", "child", scene.dir(), "-o", "noreadaround"]).ok();
+    assert_all(&open(&path));
+}
+
+#[test]
+fn mount_without_it_each_page_is_a_request() {
+    let scene = scene!();
+    let file = open(&child(&scene, "noreadaround"));
+    for page in 0..REGION_PAGES {
+        assert_page(&file, page);
+    }
+    assert_eq!((fetched(&scene), reads(&scene)), (None, REGION_PAGES));
+}
+
+#[test]
+fn mount_it_keeps_no_mount_busy_and_no_deleted_file() {
+    let scene = scene!();
+    let path = child(&scene, "readaround");
+    for round in 0..5 {
+        let file = open(&path);
+        if round == 4 {
+            fs::remove_file(&path).unwrap();
+        }
+        for page in (0..REGIONS * REGION_PAGES).step_by(7) {
+            assert_page(&file, page);
+        }
+        drop(file);
+        scene.run(&["unmount", "child"]).ok();
+        scene.run(&["mount", "child", scene.dir(), "-o", "readaround"]).ok();
+    }
+    assert!(!path.exists());
+    scene.run(&["unmount", "child"]).ok();
+    scene.run(&["check", "--read-data"]).ok();
+}
