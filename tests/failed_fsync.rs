@@ -134,3 +134,41 @@ fn a_failed_sync_of_the_journal_fails_every_later_one() {
     let _durable = fs.sync_dir().unwrap();
     assert_eq!(read(&fs, "second").unwrap(), b"");
 }
+
+/// What is left to tidy up when everything is durable is for the next mount, and no loss.
+#[test]
+fn an_end_without_room_to_tidy_up_is_durable() {
+    for call in [Call::Rename, Call::Remove] {
+        let place = Place::new();
+        let fs = place.serve("main");
+        let ino = make(&fs, "a").unwrap();
+        fs.write(ino, 0, &[b'1'; 9000]).unwrap();
+        // What was the open layer until now has no index yet.
+        fs.branch.fork("child".parse().unwrap(), &by()).unwrap();
+        fs.write(ino, 4096, &[b'2'; 100]).unwrap();
+        place.fail(call, libc::ENOSPC, 0, true);
+        fs.branch.close().unwrap_or_else(|error| panic!("{call:?}: {error}"));
+        assert!(place.storage.struck(), "{call:?}");
+        place.storage.inject(None);
+        drop(fs);
+
+        let mut wanted = vec![b'1'; 9000];
+        wanted[4096..4196].fill(b'2');
+        let fs = place.serve("main");
+        assert_eq!(read(&fs, "a").unwrap(), wanted, "{call:?}");
+        fs.branch.close().unwrap();
+        drop(fs);
+        assert_eq!(read(&place.serve("child"), "a").unwrap(), vec![b'1'; 9000], "{call:?}");
+    }
+}
+
+/// But what could not be synced is one.
+#[test]
+fn an_end_that_cannot_sync_says_so() {
+    let place = Place::new();
+    let fs = place.serve("main");
+    let ino = make(&fs, "a").unwrap();
+    fs.write(ino, 0, &[b'1'; 9000]).unwrap();
+    place.fail(Call::SyncData, libc::EIO, 0, false);
+    fs.branch.close().unwrap_err();
+}

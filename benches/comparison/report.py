@@ -66,6 +66,16 @@ def table(found: dict, sides: list, titles: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def stolen(by_workload: dict) -> str:
+    """How much of the processors' time a hypervisor gave to others: such rounds say little."""
+    shares = [share for by_side in by_workload.values() for rounds in by_side.values() for share in rounds]
+    if not shares:
+        return ""
+    many = sum(share >= 0.05 for share in shares)
+    return (f"Processor time given to others by the hypervisor: {statistics.median(shares):.1%} of a slice in the median, "
+            f"{max(shares):.1%} at most, 5 % or more in {many} of {len(shares)} slices.\n")
+
+
 def plot(found: dict, sides: list, titles: dict) -> str:
     panels = []
     for workload, figures in found.items():
@@ -195,6 +205,7 @@ def page(results: dict, sides: list, titles: dict) -> str:
 {plot(results["ratios"], sides, titles)}
 <p>Median [least, greatest] of the ratios paired by round, and the median itself. The reference of a loop device is loop-ext4.</p>
 {rows(["workload", "figure", *names], cells)}
+<p>{html.escape(stolen(results["stolen"]))}</p>
 <h2>What it costs</h2>
 {resources(results, titles)}
 <h3>Serving process</h3>
