@@ -139,23 +139,32 @@ const GAUGES: [Gauge; 15] = [
     }),
 ];
 
-/// What only grows while a branch is mounted.
-const COUNTERS: [Gauge; 5] = [
+/// The same of what only grows while a branch is mounted; `None` where there is no such thing.
+type Counter = (&'static str, &'static str, fn(&ServerStatus) -> Option<u64>);
+
+const COUNTERS: [Counter; 6] = [
     (
         "cowfs_read_around_regions",
         "Regions of 256 KiB whose rest was fetched because some of their pages were read",
-        |s| s.read_around.unwrap_or(0),
+        |s| Some(s.read_around?.regions),
+    ),
+    (
+        "cowfs_read_around_passed_over",
+        "How often such a region was not fetched, for want of memory or time",
+        |s| Some(s.read_around?.passed_over),
     ),
     ("cowfs_compaction_finalized_layers", "Layers that were finalized", |s| {
-        s.compaction.finalized_layers
+        Some(s.compaction.finalized_layers)
     }),
     ("cowfs_compaction_merged_indexes", "Indexes that were merged", |s| {
-        s.compaction.merged_indexes
+        Some(s.compaction.merged_indexes)
     }),
     ("cowfs_compaction_checksummed_bytes", "Bytes that got checksums", |s| {
-        s.compaction.checksummed_bytes
+        Some(s.compaction.checksummed_bytes)
     }),
-    ("cowfs_compaction_failures", "How often the background failed", |s| s.compaction.failures),
+    ("cowfs_compaction_failures", "How often the background failed", |s| {
+        Some(s.compaction.failures)
+    }),
 ];
 
 impl Collector for Exposition {
@@ -197,14 +206,14 @@ impl Exposition {
         encoder: &mut DescriptorEncoder<'_>,
         name: &str,
         help: &str,
-        value: impl Fn(&ServerStatus) -> u64,
+        value: impl Fn(&ServerStatus) -> Option<u64>,
     ) -> fmt::Result {
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for branch in &self.branches {
-            if let Some(server) = &branch.server {
+            if let Some(count) = branch.server.as_deref().and_then(&value) {
                 let labels = [("branch", branch.branch.as_str())];
                 let mut one = metric.encode_family(&labels)?;
-                one.encode_counter::<NoLabelSet, _, u64>(&value(server), None)?;
+                one.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
             }
         }
         Ok(())

@@ -189,9 +189,11 @@ fn details(shown: &Shown) -> String {
         for (number, text) in compaction::lines(&server.compaction).into_iter().enumerate() {
             line(if number == 0 { "Compaction" } else { "" }, text);
         }
-        let around =
-            server.read_around.map(|count| format!("{} of 256 KiB", counted(count, "region")));
-        line("Read around", around.unwrap_or_else(|| "off".to_owned()));
+        let around = server.read_around.map(|stats| {
+            let regions = counted(stats.regions, "region");
+            format!("{regions} of 256 KiB fetched, {} passed over", stats.passed_over)
+        });
+        line("Read around", around.unwrap_or_else(|| "off, or not permitted".to_owned()));
         line("Data files", format!("{} kept open", branch.open_descriptors));
         line("Forks, seals", format!("{} since it was mounted", branch.generation));
         text.push_str(&requests(server));

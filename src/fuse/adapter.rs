@@ -258,7 +258,7 @@ impl Filesystem for Adapter {
         _fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -269,7 +269,7 @@ impl Filesystem for Adapter {
         BUFFER.with_borrow_mut(|buf| {
             let size = size as usize;
             buf.resize(buf.len().max(size), 0);
-            match self.calls.read(Ino(ino.0), offset, &mut buf[..size]) {
+            match self.calls.read(Ino(ino.0), offset, flags.0, &mut buf[..size]) {
                 Ok(read) => reply.data(&buf[..read]),
                 Err(errno) => reply.error(errno),
             }

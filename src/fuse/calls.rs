@@ -129,13 +129,16 @@ impl Calls {
         self.count(Kind::Rename, "rename", |fs| fs.rename(from, to, mode))
     }
 
-    /// READ of up to `buf.len()` bytes; gives how many there were.
-    pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Answer<usize> {
+    /// READ of up to `buf.len()` bytes from a file opened with `open_flags`; gives how many there were.
+    pub fn read(&self, ino: Ino, offset: u64, open_flags: i32, buf: &mut [u8]) -> Answer<usize> {
         let start = Instant::now();
         let read = self.fs.read_at(ino, offset, buf).map_err(|error| logged("read", &error));
         let bytes = read.as_ref().map_or(0, |read| *read as u64);
         self.metrics.count(Kind::Read, start, bytes);
-        if let Some(around) = self.read_around.get() {
+        // Who reads past the page cache wants nothing in it.
+        if open_flags & libc::O_DIRECT == 0
+            && let Some(around) = self.read_around.get()
+        {
             around.note_read(ino, offset, bytes);
         }
         read
@@ -151,6 +154,11 @@ impl Calls {
             done = self.fs.sync(write.ino).map(|Durable { .. }| ());
         }
         self.metrics.count(Kind::Write, start, write.data.len() as u64);
+        if done.is_err()
+            && let Some(around) = self.read_around.get()
+        {
+            around.note_failed_write();
+        }
         done.map_err(|error| logged("write", &error))
     }
 

@@ -12,5 +12,5 @@ pub mod session;
 mod workers;
 
 pub use metrics::{Metrics, RequestStats};
-pub use read_around::ReadAround;
+pub use read_around::{ReadAround, ReadAroundStats};
 pub use session::{FuseError, MountConfig, Session, mount};

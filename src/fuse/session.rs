@@ -69,6 +69,8 @@ pub struct Session {
     pub metrics: Arc<Metrics>,
     /// What fetches the pages around those that are read, if that is wanted.
     pub read_around: Option<Arc<ReadAround>>,
+    /// Why nothing does, though it is wanted.
+    pub not_read_around: Option<io::Error>,
 }
 
 fn option(text: &str) -> MountOption {
@@ -125,7 +127,17 @@ fn options(config: &MountConfig, threads: usize) -> Config {
 pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
     let calls = Arc::new(Calls { fs, metrics: Arc::default(), read_around: OnceLock::new() });
     let mut session = mount_by_any(&calls, config)?;
-    session.read_around = read_around(&calls, config);
+    if config.read_around != Some(false) {
+        let always = config.read_around == Some(true);
+        let write_back = !config.read_only && !calls.fs.options.write_through;
+        match ReadAround::start(config.dir.clone(), always, write_back) {
+            Ok(around) => {
+                session.read_around =
+                    Some(calls.read_around.get_or_init(|| Arc::new(around)).clone());
+            }
+            Err(error) => session.not_read_around = Some(error),
+        }
+    }
     Ok(session)
 }
 
@@ -138,17 +150,6 @@ fn mount_by_any(calls: &Arc<Calls>, config: &MountConfig) -> Result<Session, Fus
         }
     }
     mount_by(calls, config, false)
-}
-
-fn read_around(calls: &Calls, config: &MountConfig) -> Option<Arc<ReadAround>> {
-    if config.read_around == Some(false) {
-        return None;
-    }
-    let started = ReadAround::start(config.dir.clone(), config.read_around == Some(true));
-    let around = started
-        .inspect_err(|error| tracing::warn!(%error, "pages around a read are not fetched"))
-        .ok()?;
-    Some(calls.read_around.get_or_init(|| Arc::new(around)).clone())
 }
 
 fn mount_by(
@@ -172,7 +173,14 @@ fn mount_by(
     let background = Box::leak(Box::new(background));
     let placeholder = std::thread::Builder::new().spawn(|| Ok(())).map_err(failed)?;
     let thread = std::mem::replace(&mut background.guard, placeholder);
-    Ok(Session { dir: config.dir.clone(), thread, rings, metrics, read_around: None })
+    Ok(Session {
+        dir: config.dir.clone(),
+        thread,
+        rings,
+        metrics,
+        read_around: None,
+        not_read_around: None,
+    })
 }
 
 /// Starts the threads that serve; those that they start run as they do.

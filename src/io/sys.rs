@@ -140,6 +140,36 @@ pub fn open_fuse_inode(mount: BorrowedFd<'_>, nodeid: u64) -> io::Result<std::fs
     }
 }
 
+/// Pages of the file in the page cache that were changed and not written back, or are being written back:
+/// `cachestat(2)` (Linux 6.5).
+pub fn changed_pages(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    /// The same on all architectures that Rust and Postgres have in common; not all of libc's have it.
+    const SYS_CACHESTAT: libc::c_long = 451;
+    #[repr(C)]
+    struct Range {
+        offset: u64,
+        len: u64,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    struct Counts {
+        cached: u64,
+        dirty: u64,
+        writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+    // A length of 0 means up to the end.
+    let range = Range { offset: 0, len: 0 };
+    let mut counts = Counts::default();
+    // SAFETY: both structures are laid out as in <linux/mman.h> and outlive the call.
+    let done = unsafe {
+        let (range, counts) = (&raw const range, &raw mut counts);
+        libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), range, counts, 0_u32)
+    };
+    if done == 0 { Ok(counts.dirty + counts.writeback) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Requests of the kernel's FUSE side, one at a time, by way of an io_uring of their own (Linux
 /// 6.14; `FUSE_OVER_IO_URING` in `<linux/fuse.h>`, Documentation/filesystems/fuse/fuse-io-uring.rst).
 ///

@@ -20,10 +20,11 @@ use crate::fuse::{Metrics, ReadAround};
 const STILL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The mount of this process, and how to take it away.
-#[derive(Debug)]
 pub struct OwnMount {
     /// As the kernel listed it right after mounting.
     pub entry: MountEntry,
+    /// What fetches the pages around those that are read, and uses the mount for that.
+    pub read_around: Option<Arc<ReadAround>>,
 }
 
 impl OwnMount {
@@ -33,6 +34,9 @@ impl OwnMount {
     /// until the last user is done. With [`Manner::IfUnused`] that is an error instead.
     pub fn take_away(&self, manner: Manner) -> Result<bool, DetachError> {
         let Some(dir) = self.mount_point() else { return Ok(false) };
+        if let Some(around) = &self.read_around {
+            around.let_go();
+        }
         match detach::detach(&dir, Manner::IfUnused) {
             Ok(()) | Err(DetachError::NotMounted { .. }) => Ok(false),
             Err(DetachError::Busy { .. }) if manner == Manner::Lazy => {
@@ -65,8 +69,6 @@ pub struct BranchHandler {
     pub run: RunFile,
     /// Whether requests come by io_uring.
     pub io_uring: bool,
-    /// What fetches the pages around those that are read.
-    pub read_around: Option<Arc<ReadAround>>,
 }
 
 impl Handler for BranchHandler {
@@ -111,7 +113,7 @@ impl BranchHandler {
             since_ms: self.run.since_ms,
             read_only: self.run.read_only,
             io_uring: self.io_uring,
-            read_around: self.read_around.as_ref().and_then(|around| around.fetched()),
+            read_around: self.mount.read_around.as_ref().map(|around| around.stats()),
             host_cache: self.fs.branch.data.host_cache.keeps(),
             branch: self.fs.branch.stats(),
             compaction: self.fs.branch.compaction_stats(),

@@ -26,7 +26,7 @@ const EXPLAINED: [(&str, &str); 13] = [
     (
         "readaround, noreadaround, readaround=auto",
         "where pages are read here and there, fetch the rest of their 256 KiB into memory, or not; by \
-      itself: while an eighth of the memory is unused",
+      itself: while an eighth of the memory is unused; needs CAP_DAC_READ_SEARCH and Linux 6.5",
     ),
     ("realtime", "serve by real-time threads, where that is permitted"),
     ("allow_other", "let other users in; root has it anyway, others need it in /etc/fuse.conf"),

@@ -17,7 +17,7 @@ use crate::branch::compaction::CompactionStats;
 use crate::branch::fork::Times;
 use crate::catalog::SnapshotName;
 use crate::format::BranchId;
-use crate::fuse::RequestStats;
+use crate::fuse::{ReadAroundStats, RequestStats};
 
 /// Largest message in bytes, without its length.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -147,10 +147,10 @@ pub struct ServerStatus {
     /// Whether the host's page cache keeps what is read of sealed layers.
     #[serde(default)]
     pub host_cache: bool,
-    /// Regions of 256 KiB whose rest was fetched because some of their pages were read; none where
-    /// that is switched off or not permitted.
+    /// What was fetched around pages that were read here and there; none where that is switched off or
+    /// not possible.
     #[serde(default)]
-    pub read_around: Option<u64>,
+    pub read_around: Option<ReadAroundStats>,
     /// Layers and sizes.
     pub branch: BranchStats,
     /// What the background does; all zeros from a server that does not tell.

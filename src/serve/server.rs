@@ -203,7 +203,10 @@ fn mount(
     fs.prepare()?;
     let session = fuse::mount(fs.clone(), &config)?;
     let started = own_entry(&config).and_then(|entry| {
-        let mount = Arc::new(OwnMount { entry });
+        if let Some(error) = &session.not_read_around {
+            notices.extend(not_read_around(request, error));
+        }
+        let mount = Arc::new(OwnMount { entry, read_around: session.read_around.clone() });
         notices.extend(tune(&mount));
         let run = RunFile {
             branch: id,
@@ -219,7 +222,6 @@ fn mount(
             mount: mount.clone(),
             run,
             io_uring: session.is_by_rings(),
-            read_around: session.read_around.clone(),
         };
         let control = ControlServer::start(&store.run_dir(), id, Arc::new(handler))?;
         Ok((control, watch(signals, &mount)?, mount))
@@ -237,6 +239,17 @@ fn mount(
             Err(error)
         }
     }
+}
+
+/// Worth telling if it was asked for; as an ordinary user nobody has it.
+fn not_read_around(request: &MountRequest, error: &io::Error) -> Option<String> {
+    tracing::info!(%error, "pages around those that are read are not fetched");
+    let why = match error.raw_os_error() {
+        Some(libc::EPERM) => "it needs CAP_DAC_READ_SEARCH".to_owned(),
+        Some(libc::ENOSYS) => "it needs Linux 6.5, or `-o ro` or `-o writethrough`".to_owned(),
+        _ => error.to_string(),
+    };
+    (request.options.read_around == Some(true)).then(|| format!("not reading around: {why}"))
 }
 
 fn host(what: &str, source: io::Error) -> ServeError {

@@ -8,7 +8,7 @@ use super::output;
 use crate::branch::close::BranchStats;
 use crate::catalog::{CatalogError, LayerState, Store};
 use crate::format::{BranchId, LayerId};
-use crate::fuse::RequestStats;
+use crate::fuse::{ReadAroundStats, RequestStats};
 use crate::serve::status::{BranchStatus, State};
 
 /// A branch with what lies below its open layer.
@@ -66,9 +66,9 @@ struct Server<'a> {
     io_uring: bool,
     /// Whether the host's page cache keeps what is read of sealed layers.
     host_cache: bool,
-    /// Regions of 256 KiB whose rest was fetched because some of their pages were read; none where
-    /// that is switched off or not permitted.
-    read_around: Option<u64>,
+    /// What was fetched around pages that were read here and there; none where that is switched off or
+    /// not possible.
+    read_around: Option<ReadAroundStats>,
     branch: &'a BranchStats,
     compaction: Compaction<'a>,
     requests: &'a [RequestStats],

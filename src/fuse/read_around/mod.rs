@@ -6,132 +6,130 @@
 //! put pages into the kernel's cache itself (`FUSE_NOTIFY_STORE` overwrites what was changed and is not
 //! written back yet); the kernel's own read-ahead leaves alone what is there. So a thread of ours opens
 //! the file and gives posix_fadvise(2), like any other user of the mount; the serving threads answer.
-//! What it gains is in docs/design/2026-11-29-read-around.md.
-//!
-//! By itself it takes only memory that nobody uses for anything.
+//! What it gains, and what it must not do, is in docs/design/2026-11-29-read-around.md.
 
+mod fetcher;
+mod memory;
 mod regions;
 
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
-use self::regions::{REGION_BYTES, Regions};
+use self::fetcher::{Fetcher, Order, Wanted};
+use self::memory::Memory;
+use self::regions::Regions;
 use crate::format::Ino;
-use crate::io::sys;
 
 /// Regions that wait to be fetched, at most; further ones are passed over.
 const WAITING_MAX: usize = 256;
-/// A region that has waited longer is not fetched any more: our open file would keep the mount busy after
-/// its users have gone.
-const WAITING_TIME_MAX: Duration = Duration::from_millis(50);
-/// Memory is to spare while one part in so many is used by nobody, not even for caches.
-const UNUSED_MEMORY_PART: u64 = 8;
-/// The root of every FUSE mount.
-const ROOT: Ino = Ino(1);
+/// Seconds of rest after a write has failed: the disk is full or broken, and whoever wrote is to be told
+/// by close(2), which says what went wrong to the first who closes the file.
+const REST_S: u32 = 60;
+/// How long it may take until the mount is let go.
+const LET_GO_PATIENCE: Duration = Duration::from_secs(1);
 
-struct Wanted {
-    ino: Ino,
-    offset: u64,
-    since: Instant,
+/// What was fetched so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadAroundStats {
+    /// Regions of 256 KiB of which the kernel was asked to read what it did not have.
+    pub regions: u64,
+    /// How often one was worth it and not fetched: memory was short, the disk had just failed a write, or
+    /// too many were waiting.
+    pub passed_over: u64,
+}
+
+/// Common to those who note reads and to the one who fetches.
+struct Shared {
+    start: Instant,
+    regions: Mutex<Regions>,
+    /// No files are opened or closed until then, in seconds since `start`.
+    rest_until_s: AtomicU32,
+    fetched: AtomicU64,
+    passed_over: AtomicU64,
+}
+
+impl Shared {
+    fn now_s(&self) -> u32 {
+        u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.now_s() < self.rest_until_s.load(Ordering::Relaxed)
+    }
+
+    fn pass_over(&self) {
+        self.passed_over.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Watches the reads of a mount.
 pub struct ReadAround {
-    start: Instant,
-    /// Also where memory is short.
-    always: bool,
-    regions: Mutex<Regions>,
-    wanted: SyncSender<Wanted>,
-    fetched: Arc<AtomicU64>,
-    refused: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+    /// `None`: also where memory is short.
+    memory: Option<Mutex<Memory>>,
+    orders: SyncSender<Order>,
 }
 
 impl ReadAround {
-    /// Begins for the mount at `dir`, which is being served; `always` or only while there is memory to
-    /// spare.
+    /// Begins for the mount at `dir`, which is being served; `always`, or only while there is memory to
+    /// spare. `write_back`: the kernel may have changed pages that were not written back yet.
     ///
-    /// It opens files by their numbers. That takes `CAP_DAC_READ_SEARCH`; without it nothing is fetched.
-    pub fn start(dir: PathBuf, always: bool) -> io::Result<ReadAround> {
-        let (wanted, queue) = sync_channel(WAITING_MAX);
-        let fetched = Arc::<AtomicU64>::default();
-        let refused = Arc::<AtomicBool>::default();
-        let fetcher = Fetcher { dir, fetched: fetched.clone() };
-        let say_refused = refused.clone();
-        std::thread::Builder::new().name("cowfs-around".to_owned()).spawn(move || {
-            let Err(error) = fetcher.open(ROOT) else { return fetcher.run(&queue) };
-            tracing::info!(%error, "pages around a read are not fetched");
-            say_refused.store(true, Ordering::Relaxed);
-        })?;
-        let regions = Mutex::default();
-        Ok(ReadAround { start: Instant::now(), always, regions, wanted, fetched, refused })
+    /// Fails without `CAP_DAC_READ_SEARCH`, by which files are opened by their numbers, and before Linux
+    /// 6.5 if there is write-back: it lacks cachestat(2).
+    pub fn start(dir: PathBuf, always: bool, write_back: bool) -> io::Result<ReadAround> {
+        let shared = Arc::new(Shared {
+            start: Instant::now(),
+            regions: Mutex::default(),
+            rest_until_s: AtomicU32::new(0),
+            fetched: AtomicU64::new(0),
+            passed_over: AtomicU64::new(0),
+        });
+        let (orders, queue) = sync_channel(WAITING_MAX);
+        let fetcher = Fetcher::new(dir, write_back, shared.clone())?;
+        let thread = std::thread::Builder::new().name("cowfs-around".to_owned());
+        thread.spawn(move || fetcher.run(&queue))?;
+        let memory = (!always).then(|| Mutex::new(Memory::new()));
+        Ok(ReadAround { shared, memory, orders })
     }
 
     /// Notes that a request of the kernel for `len` bytes was answered.
     pub fn note_read(&self, ino: Ino, offset: u64, len: u64) {
-        if self.refused.load(Ordering::Relaxed) {
-            return;
-        }
-        let now_s = u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX / 2);
-        let Some(offset) = self.regions.lock().note(ino, offset, len, now_s) else { return };
-        if self.always || is_memory_to_spare() {
-            // Full or closed: then this one is read page by page.
-            let _ = self.wanted.try_send(Wanted { ino, offset, since: Instant::now() });
-        }
-    }
-
-    /// Regions whose rest was fetched; `None` if that is not permitted.
-    pub fn fetched(&self) -> Option<u64> {
-        (!self.refused.load(Ordering::Relaxed)).then(|| self.fetched.load(Ordering::Relaxed))
-    }
-}
-
-fn is_memory_to_spare() -> bool {
-    nix::sys::sysinfo::sysinfo()
-        .is_ok_and(|memory| memory.ram_unused() >= memory.ram_total() / UNUSED_MEMORY_PART)
-}
-
-/// The thread that asks the kernel.
-struct Fetcher {
-    dir: PathBuf,
-    fetched: Arc<AtomicU64>,
-}
-
-impl Fetcher {
-    fn run(&self, queue: &Receiver<Wanted>) {
-        while let Ok(wanted) = queue.recv() {
-            if wanted.since.elapsed() > WAITING_TIME_MAX {
-                continue;
-            }
-            match self.fetch(&wanted) {
-                Ok(()) => _ = self.fetched.fetch_add(1, Ordering::Relaxed),
-                // The mount is gone, or elsewhere, or the kernel has let the inode go.
-                Err(error) => tracing::debug!(ino = %wanted.ino, %error, "not read around"),
-            }
+        let shared = &self.shared;
+        let worth = shared.regions.lock().note(ino, offset, len, shared.now_s());
+        let Some(offset) = worth else { return };
+        let memory = self.memory.as_ref().is_none_or(|memory| memory.lock().is_to_spare());
+        let order = Order::Fetch(Wanted { ino, offset, since: Instant::now() });
+        if !memory || shared.is_at_rest() || self.orders.try_send(order).is_err() {
+            shared.pass_over();
         }
     }
 
-    fn fetch(&self, wanted: &Wanted) -> io::Result<()> {
-        let file = self.open(wanted.ino)?;
-        let (offset, len) = (wanted.offset as i64, REGION_BYTES as i64);
-        Ok(posix_fadvise(file.as_fd(), offset, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED)?)
+    /// Notes that a write has failed.
+    pub fn note_failed_write(&self) {
+        let until_s = self.shared.now_s().saturating_add(REST_S);
+        self.shared.rest_until_s.fetch_max(until_s, Ordering::Relaxed);
     }
 
-    /// Opened anew each time, and never for long: an open file keeps the mount busy.
-    fn open(&self, ino: Ino) -> io::Result<std::fs::File> {
-        let mount = open_directory(&self.dir)?;
-        sys::open_fuse_inode(mount.as_fd(), ino.0)
+    /// Closes what is open, so that the mount can be taken away.
+    pub fn let_go(&self) {
+        let (done, closed) = sync_channel(1);
+        if self.orders.try_send(Order::LetGo(done)).is_ok() {
+            let _ = closed.recv_timeout(LET_GO_PATIENCE);
+        }
     }
-}
 
-fn open_directory(dir: &Path) -> io::Result<std::fs::File> {
-    std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(dir)
+    /// What was fetched so far.
+    pub fn stats(&self) -> ReadAroundStats {
+        ReadAroundStats {
+            regions: self.shared.fetched.load(Ordering::Relaxed),
+            passed_over: self.shared.passed_over.load(Ordering::Relaxed),
+        }
+    }
 }

@@ -12,17 +12,20 @@ const PAGE_BYTES: u64 = 8192;
 const SEEN_PAGES_MIN: u32 = 4;
 /// Reads longer than this are parts of a scan, which the kernel reads ahead by itself.
 const READ_BYTES_MAX: u64 = 4 * PAGE_BYTES;
-/// Regions remembered at most: those of a table of 8 GiB, in some 2 MiB of memory.
-const REMEMBERED_MAX: usize = 1 << 15;
+/// Regions remembered at least; at most twice as many: those of 4 to 8 GiB of data, in 2 MiB of memory.
+const REMEMBERED_MIN: usize = 1 << 14;
 /// Seconds until a region may be fetched a second time. Twice as many until the third time, and so
 /// on: pages that are asked for once more were in memory that was needed for something else.
 const AGAIN_AFTER_S: u32 = 30;
 /// The longest such pause is this many doublings, 4 hours.
 const DOUBLINGS_MAX: u32 = 9;
 
-#[derive(Default)]
+/// A region: the file, and its offset there in regions.
+type Key = (Ino, u64);
+
+#[derive(Clone, Copy, Default)]
 struct Region {
-    /// A bit for each page that was read since it was fetched last.
+    /// A bit for each page that was read since it was worth fetching last.
     seen: u32,
     /// When it may be fetched (again).
     from_s: u32,
@@ -30,25 +33,23 @@ struct Region {
     fetched: u32,
 }
 
-/// Remembers which pages of which regions were read, until there are too many of them: then all is
-/// forgotten, and regions have to be read here and there once more.
+/// Remembers which pages of which regions were read, and what was fetched. Regions that were not heard
+/// of while many others were are forgotten.
 #[derive(Default)]
 pub struct Regions {
-    known: HashMap<(Ino, u64), Region>,
+    recent: HashMap<Key, Region>,
+    older: HashMap<Key, Region>,
 }
 
 impl Regions {
     /// Notes a read of `len` bytes at `now_s`, seconds of a clock that does not go back; gives the
-    /// offset of a region that is worth fetching now.
+    /// offset of a region that is worth fetching now. Said for the same region again after as many
+    /// more pages, unless it [was fetched](Regions::was_fetched).
     pub fn note(&mut self, ino: Ino, offset: u64, len: u64, now_s: u32) -> Option<u64> {
         if len == 0 || len > READ_BYTES_MAX {
             return None;
         }
-        let number = offset / REGION_BYTES;
-        if self.known.len() >= REMEMBERED_MAX && !self.known.contains_key(&(ino, number)) {
-            self.known.clear();
-        }
-        let region = self.known.entry((ino, number)).or_default();
+        let region = self.region((ino, offset / REGION_BYTES));
         if now_s < region.from_s {
             return None;
         }
@@ -60,9 +61,24 @@ impl Regions {
         if region.seen.count_ones() < SEEN_PAGES_MIN {
             return None;
         }
+        region.seen = 0;
+        Some(offset - within)
+    }
+
+    /// Notes that the region at `offset` was fetched.
+    pub fn was_fetched(&mut self, ino: Ino, offset: u64, now_s: u32) {
+        let region = self.region((ino, offset / REGION_BYTES));
         let pause_s = AGAIN_AFTER_S << region.fetched.min(DOUBLINGS_MAX);
-        *region = Region { seen: 0, from_s: now_s + pause_s, fetched: region.fetched + 1 };
-        Some(number * REGION_BYTES)
+        let fetched = region.fetched.saturating_add(1);
+        *region = Region { seen: 0, from_s: now_s.saturating_add(pause_s), fetched };
+    }
+
+    fn region(&mut self, key: Key) -> &mut Region {
+        if self.recent.len() >= REMEMBERED_MIN && !self.recent.contains_key(&key) {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        let older = &mut self.older;
+        self.recent.entry(key).or_insert_with(|| older.remove(&key).unwrap_or_default())
     }
 }
 
@@ -72,9 +88,16 @@ mod tests {
 
     const FILE: Ino = Ino(7);
 
+    /// Reads pages, and fetches what is worth it.
     fn read_pages(regions: &mut Regions, pages: &[u64], now_s: u32) -> Vec<u64> {
-        let note = |page: &u64| regions.note(FILE, page * PAGE_BYTES, PAGE_BYTES, now_s);
-        pages.iter().filter_map(note).collect()
+        let mut fetched = Vec::new();
+        for page in pages {
+            if let Some(offset) = regions.note(FILE, page * PAGE_BYTES, PAGE_BYTES, now_s) {
+                regions.was_fetched(FILE, offset, now_s);
+                fetched.push(offset);
+            }
+        }
+        fetched
     }
 
     #[test]
@@ -101,6 +124,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_fetched_is_worth_it_soon_again() {
+        let mut regions = Regions::default();
+        let mut note = |page: u64| regions.note(FILE, page * PAGE_BYTES, PAGE_BYTES, 5);
+        assert_eq!((0..8).filter_map(&mut note).count(), 2);
+    }
+
+    #[test]
+    fn what_was_fetched_is_remembered_while_many_others_are_read() {
+        let mut regions = Regions::default();
+        assert_eq!(read_pages(&mut regions, &[0, 1, 2, 3], 0), [0]);
+        for region in 1..2 * REMEMBERED_MIN as u64 - 2 {
+            regions.note(FILE, region * REGION_BYTES, PAGE_BYTES, 0);
+        }
+        assert!(read_pages(&mut regions, &[0, 1, 2, 3], 1).is_empty());
+    }
+
+    #[test]
     fn a_page_that_is_read_again_and_again_is_one() {
         let mut regions = Regions::default();
         assert!(read_pages(&mut regions, &[3; 50], 0).is_empty());
@@ -124,7 +164,7 @@ mod tests {
         let mut regions = Regions::default();
         let request = READ_BYTES_MAX * 2;
         assert!((0..100).all(|at| regions.note(FILE, at * request, request, 0).is_none()));
-        assert!(regions.known.is_empty());
+        assert!(regions.recent.is_empty());
     }
 
     #[test]
@@ -140,9 +180,9 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let mut regions = Regions::default();
-        for page in 0..100 * REMEMBERED_MAX as u64 {
-            regions.note(FILE, page * 32 * PAGE_BYTES, PAGE_BYTES, 0);
+        for region in 0..100 * REMEMBERED_MIN as u64 {
+            regions.note(FILE, region * REGION_BYTES, PAGE_BYTES, 0);
         }
-        assert!(regions.known.len() <= REMEMBERED_MAX);
+        assert!(regions.recent.len() + regions.older.len() <= 2 * REMEMBERED_MIN);
     }
 }

@@ -75,7 +75,8 @@ pub(super) fn answer(calls: &Calls, request: Incoming<'_>) -> Answer<usize> {
     match header.opcode {
         opcode::READ => {
             let size = (fixed.u32(16) as usize).min(payload.len());
-            calls.read(node, fixed.u64(8), &mut payload[..size])
+            let open_flags = fixed.u32(32).cast_signed();
+            calls.read(node, fixed.u64(8), open_flags, &mut payload[..size])
         }
         opcode::WRITE => {
             let size = (fixed.u32(16) as usize).min(payload_len);
