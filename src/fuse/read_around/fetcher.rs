@@ -72,7 +72,7 @@ impl Fetcher {
         let look_at = Instant::now();
         let open = HashMap::new();
         let this = Fetcher { dir, device, write_back, shared, open, look_at, pause: QUIET };
-        this.is_clean(&this.open(Ino::ROOT)?)?;
+        is_clean(&this.open(Ino::ROOT)?, write_back)?;
         Ok(this)
     }
 
@@ -143,24 +143,23 @@ impl Fetcher {
         sys::open_fuse_inode(root.as_fd(), ino.0)
     }
 
-    fn is_clean(&self, file: &File) -> io::Result<bool> {
-        Ok(!self.write_back || sys::changed_pages(file.as_fd())? == 0)
-    }
-
     fn close_what_is_done(&mut self) {
         let (began, before) = (Instant::now(), self.open.len());
         if !self.shared.is_at_rest() {
-            let mut open = std::mem::take(&mut self.open);
+            let write_back = self.write_back;
             // Where it cannot be told, it is as if nothing were to be written back.
-            open.retain(|_, opened| {
-                opened.used.elapsed() < QUIET || !self.is_clean(&opened.file).unwrap_or(true)
+            self.open.retain(|_, opened| {
+                opened.used.elapsed() < QUIET || !is_clean(&opened.file, write_back).unwrap_or(true)
             });
-            self.open = open;
         }
         let unchanged = self.open.len() == before;
         self.pause = if unchanged { QUIET_MAX.min(self.pause * 2) } else { QUIET };
         self.look_at = Instant::now() + self.pause.max(began.elapsed() * LOOKING_PART);
     }
+}
+
+fn is_clean(file: &File, write_back: bool) -> io::Result<bool> {
+    Ok(!write_back || sys::changed_pages(file.as_fd())? == 0)
 }
 
 fn open_directory(dir: &std::path::Path) -> io::Result<File> {
