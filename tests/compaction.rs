@@ -8,6 +8,7 @@ mod mount_support;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,12 @@ fn nothing_waits(found: &Value) -> bool {
     found["waiting_layers"] == 0 && found["waiting_merges"] == 0 && found["at_work"] == json!([])
 }
 
+/// Has the background look around, and waits until no pack is owed.
+fn packs_are_made(scene: &Scene) -> Value {
+    pause_or_resume(scene, "resume");
+    wait_until(scene, "main", |found| found["waiting_packs"] == 0 && found["at_work"] == json!([]))
+}
+
 /// Forks again and again; before each, a page of one file is rewritten and synced.
 fn forks(scene: &Scene, count: usize) {
     for number in 0..count {
@@ -68,7 +75,7 @@ fn in_layers(scene: &Scene, name: &str) -> Vec<PathBuf> {
             let path = entry.path();
             if path.is_dir() {
                 dirs.push(path);
-            } else if path.file_name().is_some_and(|file| file == name) {
+            } else if path.ends_with(name) {
                 found.push(path);
             }
         }
@@ -103,7 +110,10 @@ fn mount_a_pause_holds_everything_and_resume_makes_up_for_it() {
     assert_eq!(in_layers(&scene, "index"), [] as [&Path; 0]);
     assert_eq!(file_in(&scene.dir), wanted(ENOUGH));
     let details = scene.run(&["status", "main"]).ok();
-    assert!(details.contains("Compaction     paused; 9 layers and 0 merges waiting"), "{details}");
+    assert!(
+        details.contains("Compaction     paused; 9 layers, 0 merges and 0 packs waiting"),
+        "{details}"
+    );
     let metrics = scene.run(&["metrics"]).ok();
     assert!(metrics.contains("cowfs_compaction_paused{branch=\"main\"} 1\n"), "{metrics}");
     assert!(metrics.contains("cowfs_frozen_layers{branch=\"main\"} 9\n"), "{metrics}");
@@ -116,6 +126,7 @@ fn mount_a_pause_holds_everything_and_resume_makes_up_for_it() {
     assert_eq!(found["finalized_layers"], ENOUGH);
     assert_eq!((&found["merged_indexes"], &found["failures"]), (&1.into(), &0.into()));
     assert_eq!(in_layers(&scene, "merged").len(), 1);
+    packs_are_made(&scene);
     let metrics = scene.run(&["metrics"]).ok();
     let counted = "cowfs_compaction_finalized_layers_total{branch=\"main\"} 9\n";
     assert!(metrics.contains(counted), "{metrics}");
@@ -188,6 +199,50 @@ fn mount_an_unmount_ends_a_pause_and_leaves_nothing_waiting() {
     let found = compaction(&scene, "main");
     assert_eq!((&found["paused"], &found["waiting_layers"]), (&false.into(), &0.into()));
     assert_eq!(file_in(&scene.dir), wanted(ENOUGH));
+}
+
+/// Pages that were written here and there, a few before each fork, are copied together, and the next
+/// mount reads them from there.
+#[test]
+fn mount_scattered_pages_of_many_layers_are_packed() {
+    const PAGE: usize = 8192;
+    let scene = scene!();
+    scene.mount();
+    let path = scene.dir.join("table");
+    let mut wanted = vec![0x11; 64 * PAGE];
+    fs::write(&path, &wanted).unwrap();
+    for number in 0..ENOUGH {
+        let file = File::options().write(true).open(&path).unwrap();
+        let at = (number * 5 + 1) * PAGE;
+        wanted[at..at + PAGE].fill(number as u8);
+        file.write_all_at(&wanted[at..at + PAGE], at as u64).unwrap();
+        file.sync_all().unwrap();
+        scene.run(&["branch", "create", &format!("child-{number}"), "--from", "main"]).ok();
+    }
+    wait_until(&scene, "main", nothing_waits);
+    let found = packs_are_made(&scene);
+    // The first layer is not merged with the eight above it.
+    assert_eq!(found["packed_bytes"], (ENOUGH - 1) * PAGE);
+    let details = scene.run(&["status", "main"]).ok();
+    assert!(details.contains("1 index merged, 64.0 KiB packed"), "{details}");
+    let metrics = scene.run(&["metrics"]).ok();
+    let counted = "cowfs_compaction_packed_bytes_total{branch=\"main\"} 65536\n";
+    assert!(metrics.contains(counted), "{metrics}");
+    let packs = in_layers(&scene, "pack/sums");
+    assert_eq!(packs.len(), 1);
+    scene.run(&["unmount", "main"]).ok();
+
+    let dumped = scene.run(&["dump", packs[0].to_str().unwrap()]).ok();
+    assert!(dumped.contains("/pack"), "{dumped}");
+    let said = scene.run(&["check", "--read-data"]).ok();
+    assert!(said.contains("sound"), "{said}");
+    for branch in ["main", "child-8"] {
+        scene.run(&["mount", branch, scene.dir.to_str().unwrap()]).ok();
+        assert!(fs::read(&path).unwrap() == wanted);
+        let log = scene.run(&["logs", branch, "--mount"]).ok();
+        assert!(!log.contains("copies in packs"), "{log}");
+        scene.run(&["unmount", branch]).ok();
+    }
 }
 
 /// A merge was made only when its newest layer was finalized: one that a kill prevented was never

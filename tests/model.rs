@@ -7,6 +7,7 @@
 #[path = "model/tree.rs"]
 mod tree;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use cowfs::branch::fork::Requester;
@@ -46,6 +47,7 @@ enum Op {
     Fork,
     Seal,
     Finalize,
+    Pack,
     Remount,
     Kill,
     Switch(usize),
@@ -102,9 +104,32 @@ fn op() -> impl Strategy<Value = Op> {
         4 => Just(Op::Fork),
         2 => Just(Op::Seal),
         2 => Just(Op::Finalize),
+        1 => Just(Op::Pack),
         2 => Just(Op::Remount),
         2 => Just(Op::Kill),
         4 => (0..BRANCHES_MAX).prop_map(Op::Switch),
+    ]
+}
+
+/// Two files written here and there, and sealed again and again.
+fn deepening() -> impl Strategy<Value = Op> {
+    let file = || prop::sample::select(vec!["a", "b"]).prop_map(str::to_owned);
+    prop_oneof![
+        1 => file().prop_map(Op::Create),
+        10 => (file(), offset(), 1u32..9_000, any::<u8>()).prop_map(|(p, o, l, b)| Op::Write(p, o, l, b)),
+        1 => (file(), offset()).prop_map(|(p, s)| Op::Truncate(p, s)),
+        1 => (file(), offset(), 1u64..9_000).prop_map(|(p, o, l)| Op::Punch(p, o, l)),
+        1 => (0u64..12, 0u64..12, 1u64..8).prop_map(|(x, y, l)| {
+            Op::Copy("a".to_owned(), x * 4096, "b".to_owned(), y * 4096, l * 4096)
+        }),
+        1 => (0u64..3).prop_map(|x| Op::Clone("a".to_owned(), x * 4096, "b".to_owned())),
+        10 => Just(Op::Seal),
+        1 => Just(Op::Fork),
+        3 => Just(Op::Finalize),
+        3 => Just(Op::Pack),
+        2 => Just(Op::Remount),
+        1 => Just(Op::Kill),
+        1 => (0..BRANCHES_MAX).prop_map(Op::Switch),
     ]
 }
 
@@ -174,6 +199,10 @@ impl World {
                 self.mounted[self.at].fs.branch.seal().unwrap();
             }
             Op::Finalize => self.mounted[self.at].fs.branch.finalize_frozen().unwrap(),
+            Op::Pack => {
+                let mut unhurried = |_| ControlFlow::Continue(());
+                self.mounted[self.at].fs.branch.pack_owed(&mut unhurried).unwrap();
+            }
             other => {
                 let here = &mut self.mounted[self.at];
                 here.apply(other);
@@ -467,6 +496,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 4000, ..ProptestConfig::default() })]
     #[test]
     fn the_engine_does_what_the_model_does(ops in prop::collection::vec(op(), 1..80)) {
+        run(&ops);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    /// Chains deep enough for merged indexes and packs.
+    #[test]
+    fn what_is_merged_and_packed_shows_the_same(ops in prop::collection::vec(deepening(), 60..160)) {
         run(&ops);
     }
 }

@@ -223,6 +223,7 @@ def deepen(stage: Stage) -> None:
     stage.work("main", 6)
     stage.fork("main", "child")
     stage.settle("main")
+    stage.settle("main", packs=True)
     stage.work("main", 6)
     stage.unmount("main")
 

@@ -182,12 +182,16 @@ class Stage:
     def _status(self, name: str) -> str:
         return self.ask("status", name)["state"]
 
-    def settle(self, *names: str) -> None:
-        """Waits until nothing is frozen any more, and no merge is owed."""
+    def settle(self, *names: str, packs: bool = False) -> None:
+        """Waits until nothing is frozen any more, and no merge is owed; if `packs`, no pack either."""
         deadline = time.monotonic() + PATIENCE_S
+        owed = ("waiting_layers", "waiting_merges", *(["waiting_packs"] if packs else []))
         for name in names:
+            if packs:
+                # Which has the background look at once.
+                self.command("compaction", "resume", name)
             while (server := self.ask("status", name).get("server")) is None or any(
-                    server["compaction"][what] for what in ("waiting_layers", "waiting_merges")):
+                    server["compaction"][what] for what in owed):
                 self.look()
                 check(time.monotonic() < deadline, f"the layers of {name} are not finalized")
                 time.sleep(0.02)

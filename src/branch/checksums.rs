@@ -1,4 +1,5 @@
-//! The thread that makes the checksums of a branch's sealed layers, out of everybody's way.
+//! The thread that makes the checksums of a branch's sealed layers, and packs what lies scattered in
+//! them, out of everybody's way.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -115,10 +116,24 @@ fn run(checksums: &Checksums, weak: &Weak<Branch>) {
             branch.compaction.failed(Work::Checksums, &error);
             pause = AFTER_A_FAILURE;
         }
+        // With checksums: what rots from now on in one place is not copied into another.
+        if let Err(error) = branch.pack_owed(&mut |bytes| branch.pace(checksums, bytes)) {
+            tracing::warn!(%error, "packing failed; it is tried again later");
+            branch.compaction.failed(Work::Pack, &error);
+            pause = AFTER_A_FAILURE;
+        }
     }
 }
 
 impl Branch {
+    /// Waits, after so many bytes, as long as others are to come first; `Break` when the thread
+    /// shall end.
+    fn pace(&self, checksums: &Checksums, bytes: u64) -> ControlFlow<()> {
+        checksums.hold(&self.compaction)?;
+        let nanos = bytes.saturating_mul(1_000_000_000) / BYTES_PER_SECOND_MAX;
+        checksums.pause(Duration::from_nanos(nanos))
+    }
+
     /// Makes the checksums of every sealed layer of the branch that is not in `settled` and adds
     /// to that the layers that have theirs.
     fn make_checksums(
@@ -130,10 +145,7 @@ impl Branch {
         let mut to_go: u64 = lacking.iter().map(|(_, bytes)| bytes).sum();
         let mut pace = |bytes: u64| {
             self.compaction.checksummed(bytes);
-            checksums.hold(&self.compaction)?;
-            checksums.pause(Duration::from_nanos(
-                bytes.saturating_mul(1_000_000_000) / BYTES_PER_SECOND_MAX,
-            ))
+            self.pace(checksums, bytes)
         };
         for (layer, bytes) in lacking {
             self.compaction.checksums_to_go(to_go);

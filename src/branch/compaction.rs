@@ -1,6 +1,7 @@
 //! Watching and pausing what the background does to keep lookups short and reads verified.
 //!
-//! Three kinds of work can be paused: finalizing frozen layers, merging indexes, making checksums.
+//! Four kinds of work can be paused: finalizing frozen layers, merging indexes, making checksums, and
+//! packing scattered granules together.
 //! None of it makes anything durable that somebody was promised: a frozen layer keeps its logs and
 //! is synced through them until it has an index. What durability does rest on goes on during a
 //! pause: fsync (which finalizes a layer whose logs belong to another process, as there is no other
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Branch, BranchError, OpenMode, merge};
+use super::{Branch, BranchError, OpenMode, merge, pack};
 use crate::format::LayerId;
 use crate::io::crash::{Point, crash_point};
 
@@ -29,6 +30,8 @@ pub enum Work {
     Finalize,
     /// Several indexes become one.
     Merge,
+    /// Scattered granules below a merged index are copied together.
+    Pack,
     /// The contents of a sealed layer are read and get checksums.
     Checksums,
 }
@@ -68,6 +71,12 @@ pub struct CompactionStats {
     pub merged_indexes: u64,
     /// Merged indexes that are owed.
     pub waiting_merges: usize,
+    /// Packs that are owed.
+    #[serde(default)]
+    pub waiting_packs: usize,
+    /// Bytes that were copied into packs.
+    #[serde(default)]
+    pub packed_bytes: u64,
     /// Bytes that got checksums.
     pub checksummed_bytes: u64,
     /// Bytes of sealed layers that have none yet, at most; none before the first look.
@@ -154,7 +163,7 @@ impl Compaction {
     /// Notes that checksums hold still in the midst of a layer, or go on.
     pub(super) fn hold(&self, held: bool) {
         for at in &mut self.state.lock().stats.at_work {
-            at.held = held && at.work == Work::Checksums;
+            at.held = held && matches!(at.work, Work::Checksums | Work::Pack);
         }
         self.changed.notify_all();
     }
@@ -165,6 +174,10 @@ impl Compaction {
 
     pub(super) fn merged(&self) {
         self.state.lock().stats.merged_indexes += 1;
+    }
+
+    pub(super) fn packed(&self, bytes: u64) {
+        self.state.lock().stats.packed_bytes += bytes;
     }
 
     /// So many bytes of the layer at work got checksums.
@@ -235,12 +248,13 @@ impl Branch {
     /// What the background does.
     pub fn compaction_stats(&self) -> CompactionStats {
         let view = self.view();
-        let waiting_merges = match self.mode {
-            OpenMode::ReadWrite => merge::owed(&view).count(),
-            OpenMode::ReadOnly => 0,
+        let (waiting_merges, waiting_packs) = match self.mode {
+            OpenMode::ReadWrite => (merge::owed(&view).count(), pack::owed(&view).count()),
+            OpenMode::ReadOnly => (0, 0),
         };
         let waiting_layers = view.frozen.len();
-        CompactionStats { waiting_layers, waiting_merges, ..self.compaction.stats() }
+        let told = self.compaction.stats();
+        CompactionStats { waiting_layers, waiting_merges, waiting_packs, ..told }
     }
 
     /// Finalizes what is frozen and makes up for merges that are owed, unless it is paused.

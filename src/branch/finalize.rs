@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::{Condvar, Mutex};
 
@@ -200,7 +201,7 @@ impl Branch {
         }
         let index = open_index(&self.data, layer.id, which)?
             .ok_or(BranchError::LayerMissing { layer: layer.id })?;
-        Ok(SealedPart { layer: layer.id, which, index })
+        Ok(SealedPart::new(layer.id, which, index))
     }
 
     fn build_index(
@@ -238,18 +239,8 @@ impl Branch {
     /// Replaces the oldest frozen layer by its index; what the stack says does not change.
     fn swap_in(&self, layer: &Arc<OpenLayer>, part: Option<SealedPart>) {
         self.replace_view(|old| View {
-            generation: old.generation,
-            open: old.open.clone(),
-            open_parent: old.open_parent,
-            open_depth: old.open_depth,
             frozen: old.frozen.iter().filter(|f| !Arc::ptr_eq(f, layer)).cloned().collect(),
-            sealed: match part {
-                Some(part) => {
-                    Arc::new(std::iter::once(part).chain(old.sealed.iter().cloned()).collect())
-                }
-                None => old.sealed.clone(),
-            },
-            data: old.data.clone(),
+            ..old.with_sealed(part.into_iter().chain(old.sealed.iter().cloned()).collect())
         });
     }
 
@@ -269,15 +260,7 @@ impl Branch {
                     placed = true;
                 }
             }
-            View {
-                generation: old.generation,
-                open: old.open.clone(),
-                open_parent: old.open_parent,
-                open_depth: old.open_depth,
-                frozen: old.frozen.clone(),
-                sealed: Arc::new(sealed),
-                data: old.data.clone(),
-            }
+            old.with_sealed(sealed)
         });
     }
 }
@@ -317,13 +300,28 @@ fn host_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Bran
 
 /// Waits for the right to finalize the layer in `dir`.
 pub(super) fn finalize_lock(dir: &Path) -> Result<Flock<File>, BranchError> {
+    let (file, path) = open_finalize_lock(dir)?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| host_error("locking", &path)(errno.into()))
+}
+
+/// Like [`finalize_lock`]; `None` if another process has it.
+pub(super) fn try_finalize_lock(dir: &Path) -> Result<Option<Flock<File>>, BranchError> {
+    let (file, path) = open_finalize_lock(dir)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(host_error("locking", &path)(errno.into())),
+    }
+}
+
+fn open_finalize_lock(dir: &Path) -> Result<(File, PathBuf), BranchError> {
     let path = dir.join("finalize.lock");
     std::fs::create_dir_all(dir).map_err(host_error("creating", dir))?;
     let mut options = File::options();
     let file = open_plain_with(options.create(true).truncate(false).write(true), &path)
         .map_err(host_error("opening", &path))?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| host_error("locking", &path)(errno.into()))
+    Ok((file, path))
 }
 
 /// Writes an index file so that it is either absent or complete and durable.

@@ -32,6 +32,11 @@ fn span_at(depth: u32) -> u32 {
     span
 }
 
+/// How often layers were merged for an index that covers `span` of them: 0 for a single one.
+pub(super) fn level_of(span: u32) -> u32 {
+    span.max(1).ilog(FANOUT)
+}
+
 /// The depths, the newest first, at which the stack has finalized layers that a merged index is to
 /// cover and does not, and what is there instead.
 pub(super) fn owed(view: &View) -> impl Iterator<Item = (u32, &SealedPart)> {
@@ -74,7 +79,7 @@ pub(super) fn merge_below(branch: &Branch, depth: u32) -> Result<(), BranchError
         write_index(builder, data, layer, IndexFile::Merged)?;
     }
     if let Some(index) = open_index(data, layer, IndexFile::Merged)? {
-        branch.swap_merged(&SealedPart { layer, which: IndexFile::Merged, index });
+        branch.swap_merged(&SealedPart::new(layer, IndexFile::Merged, index));
         branch.compaction.merged();
         crash_point(Point::MergedSwapped);
     }

@@ -9,6 +9,7 @@ pub mod fork;
 pub mod listing;
 pub mod merge;
 pub mod open;
+mod pack;
 mod recover;
 pub mod snapshot;
 pub mod sync;

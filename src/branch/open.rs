@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use super::checksums::Checksums;
 use super::finalize::Background;
 use super::view::{SealedPart, View};
-use super::{Branch, BranchError, OpenMode, recover};
+use super::{Branch, BranchError, OpenMode, pack, recover};
 use crate::catalog::{BranchLock, BranchRow, LayerRow, Store};
 use crate::format::journal::Record;
 use crate::format::{Ino, LayerId};
@@ -266,7 +266,8 @@ fn load_part(data: &DataFiles, row: &LayerRow) -> Result<Option<SealedPart>, Bra
             if let Some(dir) = &row.adopted_from {
                 data.adopt(row.id, dir.clone(), index.clone());
             }
-            return Ok(Some(SealedPart { layer: row.id, which, index }));
+            let part = SealedPart::new(row.id, which, index);
+            return Ok(Some(pack::with_pack(data, part)));
         }
     }
     Ok(None)

@@ -1,14 +1,17 @@
 //! A View: the stack of layers at one generation, and what it says about names and inodes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::BranchError;
 use crate::format::index::Index;
-use crate::format::{DirentTarget, FileKind, Ino, InodeRecord, LayerId};
+use crate::format::sums::Sums;
+use crate::format::{DirentTarget, FileKind, FileLayout, Ino, InodeRecord, LayerId, OwnedRun};
 use crate::layer::LayerError;
 use crate::layer::data_files::DataFiles;
 use crate::layer::open::OpenLayer;
 use crate::layer::owner_map::{OwnerMap, OwnerMapBuilder};
+use crate::layer::pack::with_copies;
 use crate::layer::sealed::IndexFile;
 
 /// A finalized part of the stack: the index of one layer, or of several merged.
@@ -20,6 +23,15 @@ pub struct SealedPart {
     pub which: IndexFile,
     /// The index.
     pub index: Arc<Index>,
+    /// Copies of scattered granules, of a merged one that has them.
+    pub pack: Option<Arc<Sums>>,
+}
+
+impl SealedPart {
+    /// A part without a pack.
+    pub fn new(layer: LayerId, which: IndexFile, index: Arc<Index>) -> SealedPart {
+        SealedPart { layer, which, index, pack: None }
+    }
 }
 
 /// The layers of a branch, newest first: open, frozen, finalized.
@@ -44,6 +56,19 @@ impl View {
     /// The open layer and the frozen ones, newest first.
     pub fn in_memory(&self) -> impl Iterator<Item = &Arc<OpenLayer>> {
         std::iter::once(&self.open).chain(&self.frozen)
+    }
+
+    /// The same stack with other finalized layers.
+    pub(super) fn with_sealed(&self, sealed: Vec<SealedPart>) -> View {
+        View {
+            generation: self.generation,
+            open: self.open.clone(),
+            open_parent: self.open_parent,
+            open_depth: self.open_depth,
+            frozen: self.frozen.clone(),
+            sealed: Arc::new(sealed),
+            data: self.data.clone(),
+        }
     }
 
     fn damaged(&self, part: &SealedPart) -> impl FnOnce(crate::format::FormatError) -> LayerError {
@@ -127,6 +152,41 @@ impl View {
 
     /// Who owns the granules of a file below the `skip` newest in-memory layers.
     pub fn owners_below(&self, ino: Ino, skip: usize) -> Result<OwnerMap, LayerError> {
+        self.resolve(ino, skip, |_, layout| layout.runs)
+    }
+
+    /// The granules below the `skip` newest in-memory layers of which a pack has copies, as owned
+    /// by the pack.
+    pub fn copies_below(&self, ino: Ino, skip: usize) -> Result<OwnerMap, LayerError> {
+        let mut copies = HashMap::new();
+        for part in self.sealed.iter() {
+            match part.pack.as_ref().map(|pack| pack.extents_of(ino)).transpose() {
+                Ok(found) => {
+                    copies.extend(found.filter(|of| !of.is_empty()).map(|of| (part.layer, of)));
+                }
+                Err(error) => {
+                    let layer = part.layer.pack().dir_name();
+                    tracing::warn!(%error, layer, "a damaged pack is not used");
+                }
+            }
+        }
+        if copies.is_empty() {
+            return Ok(OwnerMap::default());
+        }
+        let resolved = self.resolve(ino, skip, |part, layout| match copies.get(&part.layer) {
+            Some(of) => with_copies(&layout.runs, of, (part.layer.pack(), ino)),
+            None => layout.runs,
+        })?;
+        let copies = resolved.runs().iter().filter(|run| run.layer.is_pack());
+        Ok(OwnerMap::of(copies.copied().collect()))
+    }
+
+    fn resolve(
+        &self,
+        ino: Ino,
+        skip: usize,
+        runs_of: impl Fn(&SealedPart, FileLayout) -> Vec<OwnedRun>,
+    ) -> Result<OwnerMap, LayerError> {
         let mut builder = OwnerMapBuilder::default();
         for layer in self.in_memory().skip(skip) {
             if let Some(file) = layer.file(ino) {
@@ -140,7 +200,8 @@ impl View {
         for part in self.sealed.iter() {
             let layout = part.index.layout(ino).map_err(self.damaged(part))?;
             if let Some(layout) = layout {
-                builder.layer(layout.private, layout.floor, layout.runs);
+                let (private, floor) = (layout.private, layout.floor);
+                builder.layer(private, floor, runs_of(part, layout));
                 if builder.is_complete() {
                     break;
                 }

@@ -185,14 +185,14 @@ impl Contents<'_> {
 
 /// Reads extents, which come file by file.
 #[derive(Default)]
-struct Reader {
+pub(super) struct Reader {
     open: Option<(PathBuf, File)>,
     buf: Vec<u8>,
 }
 
 impl Reader {
     /// The bytes of an extent; what lies past the end of the file is zeros.
-    fn extent(&mut self, path: &Path, extent: SumExtent) -> io::Result<&[u8]> {
+    pub(super) fn extent(&mut self, path: &Path, extent: SumExtent) -> io::Result<&[u8]> {
         let file = match self.open.take() {
             Some((at, file)) if at == path => file,
             _ => open_plain(path)?,

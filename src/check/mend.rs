@@ -18,6 +18,8 @@ pub enum Mend {
     RemakeSums,
     /// A merged index: the layers' own indexes say the same.
     RemoveMerged,
+    /// The checksums of a pack, without which its copies do not count.
+    RemovePack,
     /// A file that was being written when its writer stopped.
     RemoveTemporary,
     /// A data file of a sealed layer that no record leads to.
@@ -35,6 +37,9 @@ impl Mend {
                  contents as they are now"
             }
             Mend::RemoveMerged => "removing it; the indexes of the single layers say the same",
+            Mend::RemovePack => {
+                "removing it; what it has copies of is read from the layers, and copied again"
+            }
             Mend::RemoveTemporary => "removing it; nothing refers to it",
             Mend::RemoveDataFile => "removing it; its layer is sealed and no record leads to it",
             Mend::RemoveNote => "removing it; the next commit notes it anew",
@@ -47,7 +52,7 @@ pub fn mend(finding: &Finding) -> io::Result<bool> {
     let path = &finding.path;
     match finding.mend {
         None | Some(Mend::RemakeSums) => return Ok(false),
-        Some(Mend::RemoveNote) => {}
+        Some(Mend::RemoveNote | Mend::RemovePack) => {}
         // Without the layer's own index the merged one may be the last to know.
         Some(Mend::RemoveMerged | Mend::RemoveDataFile) if !own_index_is_sound(path) => {
             return Ok(false);

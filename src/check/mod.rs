@@ -8,6 +8,7 @@ mod journal;
 mod layer;
 pub mod mend;
 mod names;
+mod pack;
 mod strangers;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -230,6 +231,7 @@ fn check_layers(
             sound.insert(row.id);
         }
         contents::check_contents(store, &row, options.read_data, progress, report);
+        pack::check_pack(store, &row, options.read_data, progress, report);
     }
     Ok(sound)
 }

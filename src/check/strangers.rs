@@ -8,7 +8,7 @@ use super::Report;
 use crate::catalog::{CatalogError, Store};
 use crate::format::{Ino, LayerId};
 
-/// What a layer's directory may hold, apart from `data`.
+/// What a layer's directory may hold, apart from `data` and `pack`.
 const FILES: [&str; 9] = [
     "journal",
     "volatile",
@@ -20,6 +20,9 @@ const FILES: [&str; 9] = [
     "sums.tmp",
     "finalize.lock",
 ];
+
+/// What its pack may hold, apart from `data`.
+const PACK_FILES: [&str; 2] = ["sums", "sums.tmp"];
 
 /// The name of a directory that `gc` is about to remove ends so.
 const DOOMED: &str = ".gone";
@@ -44,7 +47,7 @@ pub(super) fn check_layers_dir(store: &Store, report: &mut Report) -> Result<(),
         match layer_of(name).filter(|_| path.is_dir() && !path.is_symlink()) {
             None => report.stranger(path),
             // After the directory was seen: a row that appears in between is found.
-            Some(id) if store.catalog.layer(id)?.is_some() => check_inside(&path, report),
+            Some(id) if store.catalog.layer(id)?.is_some() => check_inside(&path, &FILES, report),
             // Looked at last: a layer's row is removed after its contents.
             Some(_) if Store::holds_contents(&path) => report.damaged(
                 path,
@@ -57,11 +60,13 @@ pub(super) fn check_layers_dir(store: &Store, report: &mut Report) -> Result<(),
     Ok(())
 }
 
-fn check_inside(layer: &Path, report: &mut Report) {
-    for (name, path) in entries(layer) {
+fn check_inside(dir: &Path, files: &[&str], report: &mut Report) {
+    for (name, path) in entries(dir) {
         if name == "data" {
             check_data_dir(&path, report);
-        } else if !name.to_str().is_some_and(|name| FILES.contains(&name)) {
+        } else if name == "pack" && !dir.ends_with("pack") {
+            check_inside(&path, &PACK_FILES, report);
+        } else if !name.to_str().is_some_and(|name| files.contains(&name)) {
             report.stranger(path);
         }
     }

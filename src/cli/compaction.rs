@@ -13,8 +13,9 @@ use crate::serve::{ControlError, Failure, Request, Response, control};
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// What is paused, and what is not.
-const WHAT: &str = "Paused are: turning sealed layers into indexes, merging indexes, and making \
-checksums. All of it only keeps lookups and mounts short and reads verified. Never paused is what durability rests \
+const WHAT: &str = "Paused are: turning sealed layers into indexes, merging indexes, making \
+checksums, and packing scattered pages of several layers together. All of it only keeps lookups, mounts and scans short \
+and reads verified. Never paused is what durability rests \
 on: fsync, the sync of names every five seconds, the end of a mount. An fsync that has to sync a sealed layer of \
 another process still makes its index. While it is paused, each fork leaves one more layer with its logs, in memory \
 and to be replayed by whoever mounts a child.
@@ -120,7 +121,7 @@ fn sentence(
         (false, false) => "was not paused",
     };
     let rest = if still { "" } else { "; what was at work is still being finished" };
-    let waiting = stats.waiting_layers + stats.waiting_merges;
+    let waiting = stats.waiting_layers + stats.waiting_merges + stats.waiting_packs;
     let waiting = if waiting == 0 { String::new() } else { format!(", {waiting} waiting") };
     format!("The compaction of {name} {state}{waiting}{rest}\n")
 }

@@ -17,7 +17,7 @@ use crate::io::sys;
 use crate::serve::Failure;
 
 /// The files of a layer that have records, the ones made later last.
-const FILES: [&str; 5] = ["journal", "volatile", "index", "merged", "sums"];
+const FILES: [&str; 6] = ["journal", "volatile", "index", "merged", "sums", "pack/sums"];
 
 /// Print journals, indexes and checksum files readably
 ///

@@ -101,7 +101,7 @@ struct Exposition {
 /// Name, what it is, and how to read it from a server.
 type Gauge = (&'static str, &'static str, fn(&ServerStatus) -> u64);
 
-const GAUGES: [Gauge; 15] = [
+const GAUGES: [Gauge; 16] = [
     ("cowfs_resident_bytes", "Resident memory of the serving process", |s| s.resident_bytes),
     ("cowfs_open_layer_bytes", "Bytes of pages that the open layer owns", |s| s.branch.owned_bytes),
     ("cowfs_open_layer_files", "Files of which the open layer owns something", |s| {
@@ -129,6 +129,9 @@ const GAUGES: [Gauge; 15] = [
     ("cowfs_compaction_waiting_merges", "Merged indexes that are owed", |s| {
         s.compaction.waiting_merges as u64
     }),
+    ("cowfs_compaction_waiting_packs", "Packs that are owed", |s| {
+        s.compaction.waiting_packs as u64
+    }),
     (
         "cowfs_compaction_checksum_bytes_to_go",
         "Bytes of sealed layers without checksums, as far as they were looked at",
@@ -142,7 +145,7 @@ const GAUGES: [Gauge; 15] = [
 /// The same of what only grows while a branch is mounted; `None` where there is no such thing.
 type Counter = (&'static str, &'static str, fn(&ServerStatus) -> Option<u64>);
 
-const COUNTERS: [Counter; 6] = [
+const COUNTERS: [Counter; 7] = [
     (
         "cowfs_read_around_regions",
         "Regions of 256 KiB whose rest was fetched because some of their pages were read",
@@ -158,6 +161,9 @@ const COUNTERS: [Counter; 6] = [
     }),
     ("cowfs_compaction_merged_indexes", "Indexes that were merged", |s| {
         Some(s.compaction.merged_indexes)
+    }),
+    ("cowfs_compaction_packed_bytes", "Bytes of scattered pages that were copied together", |s| {
+        Some(s.compaction.packed_bytes)
     }),
     ("cowfs_compaction_checksummed_bytes", "Bytes that got checksums", |s| {
         Some(s.compaction.checksummed_bytes)

@@ -76,9 +76,26 @@ impl Ino {
     }
 }
 
+/// Set in the id that stands for a layer's pack. Ids of layers have 48 bits.
+const PACK: u64 = 1 << 63;
+
 impl LayerId {
-    /// The name of the layer's directory: 12 hexadecimal digits.
+    /// The id that stands for this layer's pack: copies of granules that it and the layers below it
+    /// own, kept in data files below its directory.
+    #[must_use]
+    pub fn pack(self) -> LayerId {
+        LayerId(self.0 | PACK)
+    }
+
+    /// Whether it stands for a layer's pack.
+    pub fn is_pack(self) -> bool {
+        self.0 & PACK != 0
+    }
+
+    /// Where the layer's files lie, below the directory of all layers: 12 hexadecimal digits, or
+    /// within the directory so named.
     pub fn dir_name(self) -> String {
-        format!("{:012x}", self.0)
+        let name = format!("{:012x}", self.0 & !PACK);
+        if self.is_pack() { name + "/pack" } else { name }
     }
 }

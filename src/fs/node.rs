@@ -22,10 +22,13 @@ pub struct NodeState {
     pub times_dirty: bool,
 }
 
-/// The owners below the open layer, valid for one generation of the view.
+/// The owners below the open layer and the copies of what they own, valid for one generation of the
+/// view.
+#[derive(Clone)]
 struct Stacked {
     generation: u64,
     lower: Arc<OwnerMap>,
+    copies: Arc<OwnerMap>,
 }
 
 /// An inode in use.
@@ -72,24 +75,27 @@ impl Node {
 
     /// How the file is read at `view`.
     pub fn readable(&self, view: &View) -> Result<Readable, FsError> {
-        if let Some(stacked) = &*self.stacked.read()
-            && stacked.generation == view.generation
-        {
-            return Ok(Readable {
-                own: self.own(view),
-                lower: stacked.lower.clone(),
-                ahead: self.ahead.clone(),
-            });
+        let known = self.stacked.read().clone();
+        if let Some(stacked) = known.filter(|known| known.generation == view.generation) {
+            return Ok(self.over(stacked, view));
         }
         let mut slot = self.stacked.write();
         // After a fork what the then open layer owned lies below. Resolving anew costs a look into
         // each part of the stack, once per file and fork, and needs no knowledge of the past.
-        let lower = match slot.take() {
-            Some(Stacked { generation, lower }) if generation == view.generation => lower,
-            _ => Arc::new(view.owners_below(self.ino, 1)?),
+        let stacked = match slot.take() {
+            Some(stacked) if stacked.generation == view.generation => stacked,
+            _ => Stacked {
+                generation: view.generation,
+                lower: Arc::new(view.owners_below(self.ino, 1)?),
+                copies: Arc::new(view.copies_below(self.ino, 1)?),
+            },
         };
-        *slot = Some(Stacked { generation: view.generation, lower: lower.clone() });
-        Ok(Readable { own: self.own(view), lower, ahead: self.ahead.clone() })
+        *slot = Some(stacked.clone());
+        Ok(self.over(stacked, view))
+    }
+
+    fn over(&self, Stacked { lower, copies, .. }: Stacked, view: &View) -> Readable {
+        Readable { own: self.own(view), lower, copies, ahead: self.ahead.clone() }
     }
 }
 

@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::LayerError;
 use super::host_cache::HostCache;
+use super::pack::Packs;
 use crate::format::index::Index;
 use crate::format::sums::Sums;
 use crate::format::{AdoptedSource, GRANULE_BYTES, Ino, LayerId, OwnedRun};
@@ -32,6 +33,8 @@ pub struct DataFiles {
     pub storage: Arc<dyn Storage>,
     /// Whether the host is to keep copies of what is read of sealed layers.
     pub host_cache: HostCache,
+    /// Whether packs are read.
+    pub(super) packs: Packs,
     layers: PathBuf,
     pool: FilePool,
     adopted: RwLock<HashMap<LayerId, Arc<AdoptedBase>>>,
@@ -53,6 +56,7 @@ impl DataFiles {
         Arc::new(DataFiles {
             storage,
             host_cache: HostCache::default(),
+            packs: Packs::default(),
             layers,
             pool: FilePool::new(descriptors),
             adopted: RwLock::default(),

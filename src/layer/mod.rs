@@ -11,6 +11,7 @@ pub mod names;
 pub mod open;
 pub mod open_file;
 pub mod owner_map;
+pub mod pack;
 pub mod presence;
 pub mod read;
 pub mod replay;
@@ -29,7 +30,7 @@ use crate::format::{FormatError, Ino, LayerId};
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// The host refused a call on a file of the store.
-    #[error("layer {layer:012x}: {what}: {source}", layer = layer.0)]
+    #[error("layer {layer}: {what}: {source}", layer = layer.dir_name())]
     Host {
         /// The layer.
         layer: LayerId,
@@ -39,7 +40,7 @@ pub enum LayerError {
         source: std::io::Error,
     },
     /// Bytes on disk are not what was written.
-    #[error("layer {layer:012x}: {path}: {source}", layer = layer.0, path = path.display())]
+    #[error("layer {layer}: {path}: {source}", layer = layer.dir_name(), path = path.display())]
     Damaged {
         /// The layer.
         layer: LayerId,
@@ -50,8 +51,8 @@ pub enum LayerError {
     },
     /// Contents of a sealed layer are not what they were when their checksum was made.
     #[error(
-        "layer {layer:012x}: corrupt contents in {path} at offset {offset} (checksum mismatch)",
-        layer = layer.0, path = path.display()
+        "layer {layer}: corrupt contents in {path} at offset {offset} (checksum mismatch)",
+        layer = layer.dir_name(), path = path.display()
     )]
     Corrupt {
         /// The layer.
@@ -62,7 +63,7 @@ pub enum LayerError {
         offset: u64,
     },
     /// A sealed layer owns bytes that its data file does not have.
-    #[error("layer {layer:012x}: {path} ends at byte {end}, and bytes up to {wanted} were written to it", layer = layer.0, path = path.display())]
+    #[error("layer {layer}: {path} ends at byte {end}, and bytes up to {wanted} were written to it", layer = layer.dir_name(), path = path.display())]
     DataTooShort {
         /// The layer.
         layer: LayerId,
@@ -74,7 +75,7 @@ pub enum LayerError {
         wanted: u64,
     },
     /// An earlier fsync of the file failed: what the disk holds is unknown until it is checked.
-    #[error("layer {layer:012x}: an earlier sync of inode {ino} failed; remount and check the branch", layer = layer.0)]
+    #[error("layer {layer}: an earlier sync of inode {ino} failed; remount and check the branch", layer = layer.dir_name())]
     Latched {
         /// The layer.
         layer: LayerId,

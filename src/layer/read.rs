@@ -77,6 +77,8 @@ pub struct Readable {
     pub own: Option<Arc<OpenFile>>,
     /// The owners below it.
     pub lower: Arc<OwnerMap>,
+    /// Copies of some of what they own, which are quicker to read.
+    pub copies: Arc<OwnerMap>,
     /// What the host was told of the file.
     pub ahead: Arc<Ahead>,
 }
@@ -84,6 +86,11 @@ pub struct Readable {
 impl Readable {
     /// Splits `offset..offset + len` (which must lie within the file) by owner.
     pub fn plan(&self, offset: u64, len: u64) -> Vec<Piece> {
+        self.plan_with(&OwnerMap::default(), offset, len)
+    }
+
+    /// Like [`Readable::plan`], with `copies` in the place of what they are copies of.
+    fn plan_with(&self, copies: &OwnerMap, offset: u64, len: u64) -> Vec<Piece> {
         let mut pieces = Vec::with_capacity(1);
         let end = offset + len;
         let own = self.own.as_ref().map(|file| file.ownership.read());
@@ -105,9 +112,9 @@ impl Readable {
                 Some(own) => match own.present.run_at(granule, limit) {
                     (true, stop) => (Source::Own, stop),
                     (false, stop) if granule >= own.floor => (Source::Zeros, stop),
-                    (false, stop) => self.lower_piece(granule, stop.min(own.floor)),
+                    (false, stop) => self.lower_piece(copies, granule, stop.min(own.floor)),
                 },
-                None => self.lower_piece(granule, limit),
+                None => self.lower_piece(copies, granule, limit),
             };
             let next = (u64::from(stop) * GRANULE_BYTES).min(end);
             pieces.push(Piece { source, offset: at, len: next - at });
@@ -116,8 +123,17 @@ impl Readable {
         pieces
     }
 
-    fn lower_piece(&self, granule: Granule, limit: Granule) -> (Source, Granule) {
-        match self.lower.at(granule, limit) {
+    fn lower_piece(
+        &self,
+        copies: &OwnerMap,
+        granule: Granule,
+        limit: Granule,
+    ) -> (Source, Granule) {
+        let stop = match copies.at(granule, limit) {
+            (Some(copy), stop) => return (Source::Lower(copy), stop),
+            (None, stop) => stop,
+        };
+        match self.lower.at(granule, stop) {
             (Some(run), stop) => (Source::Lower(run), stop),
             (None, stop) => (Source::Zeros, stop),
         }
@@ -127,8 +143,29 @@ impl Readable {
     ///
     /// No lock is held while the host reads.
     pub fn read(&self, data: &DataFiles, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
+        if !self.copies.is_empty() && data.packs.are_sound() {
+            match self.read_from(&self.copies, data, buf, offset) {
+                Ok(()) => return Ok(()),
+                // Nothing depends on copies. Where the fault lies tells whether it goes without.
+                Err(error) => {
+                    self.read_from(&OwnerMap::default(), data, buf, offset)?;
+                    data.packs.give_up(&error);
+                    return Ok(());
+                }
+            }
+        }
+        self.read_from(&OwnerMap::default(), data, buf, offset)
+    }
+
+    fn read_from(
+        &self,
+        copies: &OwnerMap,
+        data: &DataFiles,
+        buf: &mut [u8],
+        offset: u64,
+    ) -> Result<(), LayerError> {
         let end = offset + buf.len() as u64;
-        let pieces = self.plan(offset, end - offset);
+        let pieces = self.plan_with(copies, offset, end - offset);
         if buf.len() as u64 >= SEQUENTIAL_BYTES {
             // The kernel asks for so much at a time only once it has seen a file being read in
             // order. While this is copied, the host fetches what will be asked for next.
@@ -137,7 +174,8 @@ impl Readable {
                 self.will_need(data, &pieces);
             }
             let start = ahead.start.max(end);
-            self.will_need(data, &self.plan(start, ahead.end.saturating_sub(start)));
+            let ahead = self.plan_with(copies, start, ahead.end.saturating_sub(start));
+            self.will_need(data, &ahead);
         } else if pieces.len() > 1 {
             // Scattered owners: have the host fetch all of them at once, not one after the other.
             self.will_need(data, &pieces);

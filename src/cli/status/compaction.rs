@@ -12,6 +12,8 @@ pub(in crate::cli) struct Compaction<'a> {
     waiting_layers: usize,
     merged_indexes: u64,
     waiting_merges: usize,
+    packed_bytes: u64,
+    waiting_packs: usize,
     checksummed_bytes: u64,
     /// At most: holes count. None before the first look, ten seconds after the mount.
     checksum_bytes_to_go: Option<u64>,
@@ -43,6 +45,8 @@ impl Compaction<'_> {
             waiting_layers: stats.waiting_layers,
             merged_indexes: stats.merged_indexes,
             waiting_merges: stats.waiting_merges,
+            packed_bytes: stats.packed_bytes,
+            waiting_packs: stats.waiting_packs,
             checksummed_bytes: stats.checksummed_bytes,
             checksum_bytes_to_go: stats.checksum_bytes_to_go,
             at_work: stats.at_work.iter().map(one).collect(),
@@ -70,14 +74,16 @@ pub(super) fn lines(stats: &CompactionStats) -> Vec<String> {
         (false, false) => at_work.join(", "),
     };
     let waiting = format!(
-        "{} and {} waiting",
+        "{}, {} and {} waiting",
         counted(stats.waiting_layers, "layer"),
-        counted(stats.waiting_merges, "merge")
+        counted(stats.waiting_merges, "merge"),
+        counted(stats.waiting_packs, "pack")
     );
     let done = format!(
-        "{} finalized, {} merged, {} checksummed since it was mounted",
+        "{} finalized, {} merged, {} packed, {} checksummed since it was mounted",
         counted(stats.finalized_layers, "layer"),
         counted(stats.merged_indexes, "index"),
+        super::bytes(stats.packed_bytes),
         super::bytes(stats.checksummed_bytes)
     );
     let to_go = match stats.checksum_bytes_to_go {
@@ -96,6 +102,7 @@ fn words(at: &AtWork) -> String {
     let what = match at.work {
         Work::Finalize => "finalizes layer",
         Work::Merge => "merges up to layer",
+        Work::Pack => "packs layers up to",
         Work::Checksums => "makes checksums of layer",
     };
     let held = if at.held { " (held)" } else { "" };
@@ -111,7 +118,7 @@ mod tests {
     #[test]
     fn what_is_said() {
         let mut stats = CompactionStats { waiting_layers: 2, ..CompactionStats::default() };
-        assert_eq!(lines(&stats)[0], "idle; 2 layers and 0 merges waiting");
+        assert_eq!(lines(&stats)[0], "idle; 2 layers, 0 merges and 0 packs waiting");
         stats.at_work.push(AtWork { work: Work::Checksums, layer: LayerId(10), held: true });
         (stats.paused, stats.checksum_bytes_to_go) = (true, Some(2048));
         stats.failures = 3;
@@ -120,7 +127,7 @@ mod tests {
         let text = lines(&stats);
         assert_eq!(
             text[0],
-            "paused; makes checksums of layer 00000000000a (held); 2 layers and 0 merges waiting, \
+            "paused; makes checksums of layer 00000000000a (held); 2 layers, 0 merges and 0 packs waiting, \
              2.0 KiB to be checksummed"
         );
         assert_eq!(text[2], "failed 3 times, at last 1970-01-01T00:00:00Z: full");

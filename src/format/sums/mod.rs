@@ -302,6 +302,22 @@ impl Sums {
         Ok(found)
     }
 
+    /// The extents of a data file, in order; they and their checksums are verified.
+    pub fn extents_of(&self, file: Ino) -> Result<Vec<SumExtent>, FormatError> {
+        let mut found: Vec<SumExtent> = Vec::new();
+        for position in self.first_ending_past(file, 0)?..self.extents {
+            if self.record(position)?.0.file != file {
+                break;
+            }
+            let extent = self.verified(position)?.extent;
+            if found.last().is_some_and(|last| last.start + last.len > extent.start) {
+                return Err(self.corrupt("order of extents", position));
+            }
+            found.push(extent);
+        }
+        Ok(found)
+    }
+
     /// Every extent with its checksums, in order; everything is verified on the way.
     pub fn extents(
         &self,
