@@ -313,6 +313,40 @@ fn packing_makes_no_difference() {
     end(after);
 }
 
+/// A pack that is held, as in a pause, holds nobody: fsync in another process may have to finalize, for
+/// which it waits for `finalize.lock`.
+#[test]
+fn whoever_is_at_a_pack_holds_no_lock_that_others_wait_for() {
+    let scene = Scene::new();
+    let fs = scene.open();
+    let mut seen = 0;
+    let mut pace = |_| {
+        for dir in fs::read_dir(scene.store.layers_dir()).unwrap() {
+            let lock = File::options().write(true).open(dir.unwrap().path().join("finalize.lock"));
+            if let Ok(file) = lock {
+                file.try_lock().unwrap();
+                seen += 1;
+            }
+        }
+        ControlFlow::Continue(())
+    };
+    fs.branch.pack_owed(&mut pace).unwrap();
+    assert!(seen > 0);
+    // Somebody else is at it: that is not waited for.
+    fs::remove_file(scene.pack_dir().join("sums")).unwrap();
+    end(fs);
+    let fs = scene.open();
+    let dir = scene.layers(false).into_iter().find(|dir| dir.join("pack").exists()).unwrap();
+    let theirs = File::create(dir.join("pack/sums.tmp")).unwrap();
+    theirs.lock().unwrap();
+    fs.branch.pack_owed(&mut unhurried).unwrap();
+    assert_eq!(fs.branch.compaction_stats().waiting_packs, 1);
+    theirs.unlock().unwrap();
+    fs.branch.pack_owed(&mut unhurried).unwrap();
+    assert_eq!(fs.branch.compaction_stats().waiting_packs, 0);
+    end(fs);
+}
+
 /// Stopped or killed after each file, on a disk that fails at each call in turn: nothing is lost, and the
 /// next attempt ends with the same pack.
 #[test]

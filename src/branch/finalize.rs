@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::{Condvar, Mutex};
 
@@ -300,28 +299,13 @@ fn host_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Bran
 
 /// Waits for the right to finalize the layer in `dir`.
 pub(super) fn finalize_lock(dir: &Path) -> Result<Flock<File>, BranchError> {
-    let (file, path) = open_finalize_lock(dir)?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| host_error("locking", &path)(errno.into()))
-}
-
-/// Like [`finalize_lock`]; `None` if another process has it.
-pub(super) fn try_finalize_lock(dir: &Path) -> Result<Option<Flock<File>>, BranchError> {
-    let (file, path) = open_finalize_lock(dir)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(lock)),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, errno)) => Err(host_error("locking", &path)(errno.into())),
-    }
-}
-
-fn open_finalize_lock(dir: &Path) -> Result<(File, PathBuf), BranchError> {
     let path = dir.join("finalize.lock");
     std::fs::create_dir_all(dir).map_err(host_error("creating", dir))?;
     let mut options = File::options();
     let file = open_plain_with(options.create(true).truncate(false).write(true), &path)
         .map_err(host_error("opening", &path))?;
-    Ok((file, path))
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| host_error("locking", &path)(errno.into()))
 }
 
 /// Writes an index file so that it is either absent or complete and durable.

@@ -4,7 +4,6 @@
 use std::ops::ControlFlow;
 
 use super::compaction::Work;
-use super::finalize::try_finalize_lock;
 use super::merge::level_of;
 use super::view::{SealedPart, View};
 use super::{Branch, BranchError};
@@ -15,6 +14,7 @@ use crate::layer::LayerError;
 use crate::layer::data_files::DataFiles;
 use crate::layer::pack::{self, Wanted, worth_copying};
 use crate::layer::sealed::IndexFile;
+use crate::layer::sums::Made;
 
 /// Bytes copied per layer at the lowest level of merging, at most. Half as many at each level above:
 /// no layer has more than twice as many copied, however deep it comes to lie.
@@ -49,7 +49,7 @@ impl Branch {
         let view = self.view();
         let owed: Vec<&SealedPart> = owed(&view).collect();
         for part in owed.into_iter().rev() {
-            if pace(0).is_break() {
+            if pace(0).is_break() || !self.has_room() {
                 break;
             }
             let Some(_permit) = self.compaction.begin(Work::Pack, part.layer) else { break };
@@ -60,34 +60,35 @@ impl Branch {
         Ok(())
     }
 
+    /// Whether the disk has room for what takes none away from anybody else: a twentieth is free.
+    fn has_room(&self) -> bool {
+        let host = nix::sys::statvfs::statvfs(&self.store.root);
+        host.is_ok_and(|host| host.blocks_available() >= host.blocks() / 20)
+    }
+
     fn pack(
         &self,
         part: &SealedPart,
         pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, BranchError> {
         let (data, layer) = (&self.data, part.layer);
-        // Another process may be at it, for a branch that shares the layer.
-        let Some(_lock) = try_finalize_lock(&data.layer_dir(layer))? else {
-            return Ok(ControlFlow::Continue(()));
+        let choose = || {
+            let path = part.which.path(data, layer);
+            chosen(&part.index).map_err(|source| LayerError::Damaged { layer, path, source })
         };
-        let mut packed = with_pack(data, part.clone());
-        if packed.pack.is_none() {
-            let wanted = chosen(&part.index).map_err(|source| LayerError::Damaged {
-                layer,
-                path: part.which.path(data, layer),
-                source,
-            })?;
-            let mut bytes = 0;
-            let mut paced = |copied| {
-                bytes += copied;
-                pace(copied)
-            };
-            if pack::make(data, layer, &wanted, &mut paced)?.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-            self.compaction.packed(bytes);
-            packed = with_pack(data, packed);
+        let mut bytes = 0;
+        let mut paced = |copied| {
+            bytes += copied;
+            pace(copied)
+        };
+        match pack::make(data, layer, choose, &mut paced)? {
+            Made::Now => self.compaction.packed(bytes),
+            Made::Before => {}
+            Made::Stopped => return Ok(ControlFlow::Break(())),
+            // Another process is at it, for a branch that shares the layer.
+            Made::Elsewhere | Made::NotSealed => return Ok(ControlFlow::Continue(())),
         }
+        let packed = with_pack(data, part.clone());
         if packed.pack.is_some() {
             self.swap_pack(&packed);
             crash_point(Point::PackSwapped);

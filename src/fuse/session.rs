@@ -67,10 +67,8 @@ pub struct Session {
     rings: Option<Rings>,
     /// Counts and latencies of requests.
     pub metrics: Arc<Metrics>,
-    /// What fetches the pages around those that are read, if that is wanted.
-    pub read_around: Option<Arc<ReadAround>>,
-    /// Why nothing does, though it is wanted.
-    pub not_read_around: Option<io::Error>,
+    /// What fetches the pages around those that are read, or why nothing does, if that is wanted.
+    pub read_around: Option<io::Result<Arc<ReadAround>>>,
 }
 
 fn option(text: &str) -> MountOption {
@@ -130,13 +128,9 @@ pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Session, FuseError> {
     if config.read_around != Some(false) {
         let always = config.read_around == Some(true);
         let write_back = !config.read_only && !calls.fs.options.write_through;
-        match ReadAround::start(config.dir.clone(), always, write_back) {
-            Ok(around) => {
-                session.read_around =
-                    Some(calls.read_around.get_or_init(|| Arc::new(around)).clone());
-            }
-            Err(error) => session.not_read_around = Some(error),
-        }
+        let around = ReadAround::start(config.dir.clone(), always, write_back);
+        session.read_around =
+            Some(around.map(|around| calls.read_around.get_or_init(|| Arc::new(around)).clone()));
     }
     Ok(session)
 }
@@ -173,14 +167,7 @@ fn mount_by(
     let background = Box::leak(Box::new(background));
     let placeholder = std::thread::Builder::new().spawn(|| Ok(())).map_err(failed)?;
     let thread = std::mem::replace(&mut background.guard, placeholder);
-    Ok(Session {
-        dir: config.dir.clone(),
-        thread,
-        rings,
-        metrics,
-        read_around: None,
-        not_read_around: None,
-    })
+    Ok(Session { dir: config.dir.clone(), thread, rings, metrics, read_around: None })
 }
 
 /// Starts the threads that serve; those that they start run as they do.

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::LayerError;
 use super::data_files::DataFiles;
-use super::sums;
+use super::sums::{self, Made};
 use crate::format::sums::{SumExtent, Sums, SumsWriter, cut_extents, granule_sum};
 use crate::format::{GRANULE_BYTES, Granule, GranuleRange, Ino, LayerId, OwnedRun};
 use crate::io::crash::{Point, crash_point};
@@ -132,22 +132,36 @@ pub fn open(data: &DataFiles, layer: LayerId) -> Option<Arc<Sums>> {
     }
 }
 
-/// Makes the pack of `layer`, whose merged index is `wanted` from, in place of what is left of an
-/// earlier attempt. `pace` is told of every few bytes (their number) and may wait, or stop the work.
+/// Makes the pack of `layer`, unless it has one, in place of what is left of an earlier attempt.
+/// `choose` says what its merged index has to be copied. `pace` is told of every few bytes (their
+/// number) and may wait, or stop the work. A file that cannot be read is left out.
 ///
-/// The caller holds the layer's `finalize.lock`. A file that cannot be read is left out.
+/// Its lock is not the layer's `finalize.lock`: fsync waits for that one, and this work may be held.
 pub fn make(
     data: &DataFiles,
     layer: LayerId,
-    wanted: &[Wanted],
+    choose: impl FnOnce() -> Result<Vec<Wanted>, LayerError>,
     pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
-) -> Result<ControlFlow<()>, LayerError> {
+) -> Result<Made, LayerError> {
     let pack = layer.pack();
-    clear(data, pack)?;
-    let made = copy_all(data, layer, wanted, pace);
+    let dir = data.layer_dir(pack);
+    data.storage.create_dirs(&dir).map_err(writing(pack))?;
+    let temporary = dir.join("sums.tmp");
+    let lock = sums::lock(&temporary).map_err(LayerError::host(pack, "locking a pack"))?;
+    let Some(_lock) = lock else { return Ok(Made::Elsewhere) };
+    let made = match open(data, layer) {
+        Some(_) => Ok(Made::Before),
+        None => clear(data, pack)
+            .and_then(|()| choose())
+            .and_then(|wanted| copy_all(data, layer, &wanted, pace)),
+    };
     if made.is_err() {
         // On a full disk half a pack takes the room of what matters.
         clear(data, pack)?;
+    }
+    if !matches!(made, Ok(Made::Now)) {
+        let removed = data.storage.remove_file(&temporary);
+        removed.map_err(LayerError::host(pack, "removing half a pack"))?;
     }
     made
 }
@@ -157,7 +171,7 @@ fn copy_all(
     layer: LayerId,
     wanted: &[Wanted],
     pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
-) -> Result<ControlFlow<()>, LayerError> {
+) -> Result<Made, LayerError> {
     let pack = layer.pack();
     let mut copied = Copied::new();
     for file in wanted {
@@ -170,12 +184,12 @@ fn copy_all(
             Err(Failed::Write(error)) => return Err(writing(pack)(error)),
         }
         if pace(file.bytes()).is_break() {
-            return Ok(ControlFlow::Break(()));
+            return Ok(Made::Stopped);
         }
     }
     crash_point(Point::PackCopied);
     publish(data, layer, copied).map_err(writing(pack))?;
-    Ok(ControlFlow::Continue(()))
+    Ok(Made::Now)
 }
 
 fn writing(pack: LayerId) -> impl FnOnce(io::Error) -> LayerError {
@@ -234,7 +248,6 @@ fn read(
 fn publish(data: &DataFiles, layer: LayerId, copied: Copied) -> io::Result<()> {
     let pack = layer.pack();
     let dir = data.layer_dir(pack);
-    data.storage.create_dirs(&dir)?;
     let (path, temporary) = (sums::path(data, pack), dir.join("sums.tmp"));
     let file = data.storage.open(&temporary, Access::CreateEmpty)?;
     let extents: Vec<SumExtent> = copied.iter().map(|(extent, _)| *extent).collect();
@@ -256,9 +269,7 @@ fn publish(data: &DataFiles, layer: LayerId, copied: Copied) -> io::Result<()> {
 fn clear(data: &DataFiles, pack: LayerId) -> Result<(), LayerError> {
     let clear = || -> io::Result<()> {
         let dir = data.layer_dir(pack);
-        for name in ["sums", "sums.tmp"] {
-            data.storage.remove_file(&dir.join(name))?;
-        }
+        data.storage.remove_file(&sums::path(data, pack))?;
         crash_point(Point::PackCleared);
         for group in names(data, &dir.join("data"))? {
             for name in names(data, &dir.join("data").join(&group))? {

@@ -293,7 +293,7 @@ fn write(
 }
 
 /// The right to write the temporary file at `path`; `None` if another process has it.
-fn lock(path: &Path) -> io::Result<Option<File>> {
+pub(super) fn lock(path: &Path) -> io::Result<Option<File>> {
     let file = open_plain_with(File::options().create(true).truncate(false).write(true), path)?;
     match file.try_lock() {
         Ok(()) => {}

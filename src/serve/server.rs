@@ -203,10 +203,15 @@ fn mount(
     fs.prepare()?;
     let session = fuse::mount(fs.clone(), &config)?;
     let started = own_entry(&config).and_then(|entry| {
-        if let Some(error) = &session.not_read_around {
-            notices.extend(not_read_around(request, error));
-        }
-        let mount = Arc::new(OwnMount { entry, read_around: session.read_around.clone() });
+        let read_around = match &session.read_around {
+            Some(Ok(around)) => Some(around.clone()),
+            Some(Err(error)) => {
+                notices.extend(not_read_around(request, error));
+                None
+            }
+            None => None,
+        };
+        let mount = Arc::new(OwnMount { entry, read_around });
         notices.extend(tune(&mount));
         let run = RunFile {
             branch: id,
