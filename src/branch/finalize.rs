@@ -169,6 +169,7 @@ impl Branch {
             removed.map_err(host_error("removing", &dir.join(name)))?;
             crash_point(point);
         }
+        self.data.finalized(layer.id);
         self.compaction.finalized();
         if let Err(error) = merge::merge_below(self, depth) {
             // Lookups visit more indexes than they might; nothing else depends on it.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use super::LayerError;
+use super::entries::Entries;
 use super::host_cache::HostCache;
 use super::pack::Packs;
 use crate::format::index::Index;
@@ -38,6 +39,8 @@ pub struct DataFiles {
     layers: PathBuf,
     pool: FilePool,
     adopted: RwLock<HashMap<LayerId, Arc<AdoptedBase>>>,
+    /// Which names of data files are durable.
+    entries: Entries,
     /// Directories whose own entry is durable.
     entries_synced: Mutex<HashSet<PathBuf>>,
     /// Checksums of the sealed layers that were read from; `None` where there are none.
@@ -60,6 +63,7 @@ impl DataFiles {
             layers,
             pool: FilePool::new(descriptors),
             adopted: RwLock::default(),
+            entries: Entries::default(),
             entries_synced: Mutex::default(),
             sums: RwLock::default(),
             sums_told: Mutex::default(),
@@ -99,7 +103,7 @@ impl DataFiles {
     /// The data file of the open layer, made if it is missing.
     pub fn create_own(&self, layer: LayerId, ino: Ino) -> io::Result<Arc<dyn HostFile>> {
         let path = self.path(layer, ino);
-        self.pool.get((layer, ino), || match self.storage.open(&path, Access::Create) {
+        let open = || match self.storage.open(&path, Access::Create) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 if let Some(parent) = path.parent() {
                     self.storage.create_dirs(parent)?;
@@ -107,12 +111,21 @@ impl DataFiles {
                 self.storage.open(&path, Access::Create)
             }
             other => other,
-        })
+        };
+        self.pool.get((layer, ino), || open().inspect(|_| self.entries.made(layer, ino)))
     }
 
-    /// Makes the directory entry of a new data file durable.
+    /// Makes the directory entry of a new data file durable, and those of its neighbours with it.
     pub fn sync_entry(&self, layer: LayerId, ino: Ino) -> io::Result<()> {
-        let path = self.path(layer, ino);
+        self.entries.sync(layer, ino, || self.sync_group(&self.path(layer, ino)))
+    }
+
+    /// The layer is finalized: none of its data files is synced any more.
+    pub fn finalized(&self, layer: LayerId) {
+        self.entries.forget(layer);
+    }
+
+    fn sync_group(&self, path: &Path) -> io::Result<()> {
         let dir = path.parent().unwrap_or(Path::new("/"));
         self.storage.sync_dir(dir)?;
         // The group of the data file, and the directory of all groups, are made once: their own
@@ -129,6 +142,7 @@ impl DataFiles {
     /// Removes a data file for good.
     pub fn destroy(&self, layer: LayerId, ino: Ino) -> io::Result<()> {
         self.pool.forget((layer, ino));
+        self.entries.removed(layer, ino);
         self.storage.remove_file(&self.path(layer, ino))
     }
 

@@ -3,6 +3,7 @@
 pub mod ahead;
 pub mod borrowed;
 pub mod data_files;
+mod entries;
 pub mod holes;
 pub mod host_cache;
 mod leave;
