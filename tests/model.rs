@@ -201,7 +201,7 @@ impl World {
             Op::Finalize => self.mounted[self.at].fs.branch.finalize_frozen().unwrap(),
             Op::Pack => {
                 let mut unhurried = |_| ControlFlow::Continue(());
-                self.mounted[self.at].fs.branch.pack_owed(&mut unhurried).unwrap();
+                self.mounted[self.at].fs.branch.pack_owed(&mut None, &mut unhurried).unwrap();
             }
             other => {
                 let here = &mut self.mounted[self.at];

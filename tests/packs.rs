@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -124,7 +124,7 @@ impl Scene {
     /// Has the packs made, and gives how many bytes were copied.
     fn pack(&self) -> u64 {
         let fs = self.open();
-        fs.branch.pack_owed(&mut unhurried).unwrap();
+        fs.branch.pack_owed(&mut None, &mut unhurried).unwrap();
         let stats = fs.branch.compaction_stats();
         assert_eq!(stats.waiting_packs, 0);
         end(fs);
@@ -203,7 +203,7 @@ fn scattered_granules_are_copied_together_and_read_from_there() {
 /// What is done to the directory of a pack and to the copies of one file in it.
 type Harm = fn(&Path, &Path);
 
-const HARMS: [(&str, Harm); 9] = [
+const HARMS: [(&str, Harm); 15] = [
     ("a wrong bit", |_, copies| rot(copies, 4 * GRANULE as u64 + 17)),
     ("cut short", |_, copies| cut(copies, 9000)),
     ("removed", |_, copies| fs::remove_file(copies).unwrap()),
@@ -211,52 +211,113 @@ const HARMS: [(&str, Harm); 9] = [
         fs::remove_file(copies).unwrap();
         fs::create_dir(copies).unwrap();
     }),
+    ("a FIFO in its place", |_, copies| {
+        fs::remove_file(copies).unwrap();
+        nix::unistd::mkfifo(copies, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }),
+    ("the layer's own data in their place", |pack, _| {
+        fs::remove_dir_all(pack.join("data")).unwrap();
+        symlink("../data", pack.join("data")).unwrap();
+        rot(&pack.join("sums"), 70);
+    }),
+    ("the layer in its place", |pack, _| {
+        fs::remove_dir_all(pack).unwrap();
+        symlink(".", pack).unwrap();
+    }),
     ("a wrong checksum", |pack, _| rot(&pack.join("sums"), 70)),
     ("a wrong header", |pack, _| rot(&pack.join("sums"), 20)),
     ("checksums cut short", |pack, _| cut(&pack.join("sums"), 100)),
+    ("no checksums", |pack, _| cut(&pack.join("sums"), 0)),
+    ("a directory in the place of the checksums", |pack, _| {
+        fs::remove_file(pack.join("sums")).unwrap();
+        fs::create_dir(pack.join("sums")).unwrap();
+    }),
     ("checksums removed", |pack, _| fs::remove_file(pack.join("sums")).unwrap()),
     ("all removed", |pack, _| fs::remove_dir_all(pack).unwrap()),
+    ("a file in its place", |pack, _| {
+        fs::remove_dir_all(pack).unwrap();
+        fs::write(pack, "something").unwrap();
+    }),
 ];
 
+/// In place, also while it is in use.
 fn cut(path: &Path, len: u64) {
-    // Not in place: what is mapped must not become shorter.
-    let bytes = fs::read(path).unwrap();
-    fs::remove_file(path).unwrap();
-    fs::write(path, &bytes[..len as usize]).unwrap();
+    File::options().write(true).open(path).unwrap().set_len(len).unwrap();
 }
 
 /// Nothing depends on the copies: whatever becomes of them, while they are in use or before, contents
-/// are right, `check` tells of it, and after a repair they are made anew.
+/// are right, and the background, or a repair and the background, make them anew.
 #[test]
 fn damaged_copies_are_noticed_and_done_without() {
     for (what, harm) in HARMS {
-        for in_use in [true, false] {
-            println!("{what}, in use: {in_use}");
+        for (in_use, repair) in [(true, false), (false, false), (false, true)] {
+            println!("{what}, in use: {in_use}, with a repair: {repair}");
             let scene = Scene::new();
             scene.pack();
-            let copies = scene.copies();
+            let (pack, copies) = (scene.pack_dir(), scene.copies());
             if in_use {
                 let fs = scene.open();
-                harm(&scene.pack_dir(), &copies);
+                harm(&pack, &copies);
                 scene.reads_right(&fs);
+                scene.reads_right(&fs);
+                // What was met is known, and made anew while the branch is served.
+                let known = fs.branch.compaction_stats();
+                assert_eq!(known.bad_packs, known.waiting_packs);
+                fs.branch.pack_owed(&mut None, &mut unhurried).unwrap();
+                let known = fs.branch.compaction_stats();
+                assert_eq!((known.bad_packs, known.waiting_packs), (0, 0));
                 scene.reads_right(&fs);
                 end(fs);
             } else {
-                harm(&scene.pack_dir(), &copies);
+                harm(&pack, &copies);
             }
             scene.with_fs(|fs| scene.reads_right(fs));
-            let harmless = matches!(what, "checksums removed" | "all removed");
-            let report = scene.check(true);
-            assert_eq!(report.damage.is_empty(), harmless, "{report:?}");
-            scene.with_fs(|fs| scene.reads_right(fs));
-            if what == "a directory in its place" {
+            if repair {
+                let damaged = !scene.check(true).damage.is_empty();
+                let harmless = ["the layer in its place", "checksums removed", "all removed"];
+                assert_eq!(damaged, !harmless.contains(&what));
+                scene.with_fs(|fs| scene.reads_right(fs));
+            }
+            // Damage that no read has met is met by one, if not by the mount.
+            scene.with_fs(|fs| {
+                scene.reads_right(fs);
+                fs.branch.pack_owed(&mut None, &mut unhurried).unwrap();
+                assert_eq!(fs.branch.compaction_stats().waiting_packs, 0);
+                scene.reads_right(fs);
+            });
+            if what == "checksums removed" && in_use {
                 continue;
             }
-            assert!(scene.pack() > 0);
-            assert!(scene.check(false).damage.is_empty());
-            scene.with_fs(|fs| scene.reads_right(fs));
+            let report = scene.check(false);
+            assert!(report.damage.is_empty() && report.leftovers.is_empty(), "{report:?}");
+            assert!(report.strangers.is_empty(), "{report:?}");
+            assert!(scene.copies().is_file());
         }
     }
+}
+
+/// Tables and temporary files that come and go within the layers are not copied.
+#[test]
+fn a_file_that_was_removed_again_is_not_packed() {
+    let mut scene = Scene::new();
+    let fs = scene.open();
+    let dead = create(&fs, 9);
+    for layer in 1..=FANOUT {
+        if layer < FANOUT {
+            fs.write(dead, u64::from(layer) * 20 * GRANULE as u64, &[layer; GRANULE]).unwrap();
+        } else {
+            fs.unlink(Ino::ROOT, b"9").unwrap();
+        }
+        scene.write(&fs, 1, usize::from(layer % 2) * GRANULE, 700, layer);
+        fs.branch.seal().unwrap();
+    }
+    fs.branch.finalize_frozen().unwrap();
+    fs.branch.pack_owed(&mut None, &mut unhurried).unwrap();
+    // Two packs, of the eight layers below, and of file 1 above.
+    let wanted = (u64::from(FANOUT) * 8 + 2) + 2;
+    assert_eq!(fs.branch.compaction_stats().packed_bytes, wanted * GRANULE as u64);
+    scene.reads_right(&fs);
+    end(fs);
 }
 
 /// Rot that is there already is not given a checksum of its own; the rest is copied.
@@ -270,7 +331,7 @@ fn rot_is_not_copied() {
         bytes.get(12 * GRANULE..).is_some_and(|rest| rest.starts_with(&[3; GRANULE]))
     });
     rot(&owner.unwrap().join(ino.data_path()), 12 * GRANULE as u64 + 5);
-    assert_eq!(scene.pack(), (u64::from(FANOUT) * 8 + 2) * GRANULE as u64, "both were tried");
+    scene.pack();
     assert!(!scene.pack_dir().join(ino.data_path()).exists());
     scene.with_fs(|fs| {
         assert!(contents(fs, 1) == scene.files[1]);
@@ -330,19 +391,19 @@ fn whoever_is_at_a_pack_holds_no_lock_that_others_wait_for() {
         }
         ControlFlow::Continue(())
     };
-    fs.branch.pack_owed(&mut pace).unwrap();
+    fs.branch.pack_owed(&mut None, &mut pace).unwrap();
     assert!(seen > 0);
     // Somebody else is at it: that is not waited for.
-    fs::remove_file(scene.pack_dir().join("sums")).unwrap();
+    let dir = scene.layers(true).remove(0);
+    fs::remove_dir_all(dir.join("pack")).unwrap();
     end(fs);
     let fs = scene.open();
-    let dir = scene.layers(false).into_iter().find(|dir| dir.join("pack").exists()).unwrap();
-    let theirs = File::create(dir.join("pack/sums.tmp")).unwrap();
+    let theirs = File::options().write(true).open(dir.join("pack.lock")).unwrap();
     theirs.lock().unwrap();
-    fs.branch.pack_owed(&mut unhurried).unwrap();
+    fs.branch.pack_owed(&mut None, &mut unhurried).unwrap();
     assert_eq!(fs.branch.compaction_stats().waiting_packs, 1);
     theirs.unlock().unwrap();
-    fs.branch.pack_owed(&mut unhurried).unwrap();
+    fs.branch.pack_owed(&mut None, &mut unhurried).unwrap();
     assert_eq!(fs.branch.compaction_stats().waiting_packs, 0);
     end(fs);
 }
@@ -352,14 +413,14 @@ fn whoever_is_at_a_pack_holds_no_lock_that_others_wait_for() {
 #[test]
 fn half_a_pack_is_none_and_is_made_anew() {
     let scene = Scene::new();
-    for stop_after in 0..3 {
+    for stop_after in 0..8 {
         let fs = scene.open();
         let mut calls = 0;
         let mut pace = |_| {
             calls += 1;
             if calls > stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        fs.branch.pack_owed(&mut pace).unwrap();
+        fs.branch.pack_owed(&mut None, &mut pace).unwrap();
         assert_eq!(fs.branch.compaction_stats().waiting_packs, 1, "stopped after {stop_after}");
         scene.reads_right(&fs);
         end(fs);
@@ -383,7 +444,7 @@ fn half_a_pack_is_none_and_is_made_anew() {
                 let fs = open_on(Arc::new(faults.clone()), &scene.store, "main");
                 let failure = Failure::Errno(libc::ENOSPC);
                 faults.inject(Some(Fault { call, failure, after, for_ever }));
-                let outcome = fs.branch.pack_owed(&mut unhurried);
+                let outcome = fs.branch.pack_owed(&mut None, &mut unhurried);
                 let struck = faults.struck();
                 faults.inject(None);
                 scene.reads_right(&fs);
@@ -392,15 +453,14 @@ fn half_a_pack_is_none_and_is_made_anew() {
                 failed += usize::from(outcome.is_err());
                 if call == Call::Write && outcome.is_err() {
                     // It has given back what it took of a full disk.
-                    let dir = scene.layers(false).into_iter().find(|dir| dir.join("pack").exists());
-                    let mut left = Vec::new();
-                    files_below(&dir.unwrap().join("pack"), &mut left);
-                    assert!(left.is_empty(), "{left:?}");
+                    let left =
+                        scene.layers(false).into_iter().filter(|dir| dir.join("pack.tmp").exists());
+                    assert_eq!(left.count(), 0);
                     with_room += 1;
                 }
                 assert!(scene.check(false).damage.is_empty());
                 for dir in scene.layers(true) {
-                    fs::remove_file(dir.join("pack/sums")).unwrap();
+                    fs::remove_dir_all(dir.join("pack")).unwrap();
                 }
                 if !struck {
                     break;
@@ -411,11 +471,4 @@ fn half_a_pack_is_none_and_is_made_anew() {
     assert!(failed > 20 && with_room > 2, "{failed} {with_room}");
     assert!(scene.pack() > 0);
     assert!(scene.check(false).damage.is_empty());
-}
-
-fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { files_below(&path, found) } else { found.push(path) }
-    }
 }

@@ -103,7 +103,7 @@ impl Checksums {
 }
 
 fn run(checksums: &Checksums, weak: &Weak<Branch>) {
-    let mut settled = HashSet::new();
+    let (mut settled, mut packs_not_before) = (HashSet::new(), None);
     let mut pause = FIRST_LOOK_AFTER;
     loop {
         if checksums.pause(pause).is_break() {
@@ -117,11 +117,7 @@ fn run(checksums: &Checksums, weak: &Weak<Branch>) {
             pause = AFTER_A_FAILURE;
         }
         // With checksums: what rots from now on in one place is not copied into another.
-        if let Err(error) = branch.pack_owed(&mut |bytes| branch.pace(checksums, bytes)) {
-            tracing::warn!(%error, "packing failed; it is tried again later");
-            branch.compaction.failed(Work::Pack, &error);
-            pause = AFTER_A_FAILURE;
-        }
+        let _ = branch.pack_owed(&mut packs_not_before, &mut |bytes| branch.pace(checksums, bytes));
     }
 }
 

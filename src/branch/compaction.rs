@@ -77,6 +77,9 @@ pub struct CompactionStats {
     /// Bytes that were copied into packs.
     #[serde(default)]
     pub packed_bytes: u64,
+    /// Packs that cannot be relied on, and are not used.
+    #[serde(default)]
+    pub bad_packs: usize,
     /// Bytes that got checksums.
     pub checksummed_bytes: u64,
     /// Bytes of sealed layers that have none yet, at most; none before the first look.
@@ -254,7 +257,8 @@ impl Branch {
         };
         let waiting_layers = view.frozen.len();
         let told = self.compaction.stats();
-        CompactionStats { waiting_layers, waiting_merges, waiting_packs, ..told }
+        let bad_packs = self.data.packs.given_up();
+        CompactionStats { waiting_layers, waiting_merges, waiting_packs, bad_packs, ..told }
     }
 
     /// Finalizes what is frozen and makes up for merges that are owed, unless it is paused.

@@ -222,6 +222,24 @@ impl Catalog {
         Ok(chain)
     }
 
+    /// How many sealed layers stand on each layer below `top` down to `lowest_depth`, the newest first: 1 where
+    /// only the chain of `top` goes on.
+    pub fn sharers(&self, top: LayerId, lowest_depth: u32) -> Result<Vec<u32>, CatalogError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "WITH RECURSIVE chain (id, parent, depth) AS (
+                     SELECT id, parent, depth FROM layers WHERE id = ?1
+                     UNION ALL
+                     SELECT l.id, l.parent, l.depth FROM chain c JOIN layers l
+                     ON l.id = c.parent AND l.depth = c.depth - 1 AND l.depth >= ?2)
+                 SELECT (SELECT COUNT(*) FROM layers a WHERE a.parent = chain.id AND a.state = 'sealed')
+                 FROM chain WHERE id <> ?1 ORDER BY depth DESC",
+            )?;
+            let rows = statement.query_map((top.0, lowest_depth), |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
     /// Every layer, in no particular order.
     pub fn all_layers(&self) -> Result<Vec<LayerRow>, CatalogError> {
         self.read(|connection| {

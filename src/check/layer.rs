@@ -37,7 +37,7 @@ pub(super) fn check_layer(store: &Store, row: &LayerRow, report: &mut Report) {
         journal::check_data_files(store, row, report);
     }
     check_merged(store, &dir.join("merged"), row, report);
-    for name in ["index.tmp", "merged.tmp", "sums.tmp", "pack/sums.tmp"] {
+    for name in ["index.tmp", "merged.tmp", "sums.tmp", "pack.tmp"] {
         let path = dir.join(name);
         if path.exists() {
             report.leftover(path, "left behind by an interrupted write", Mend::RemoveTemporary);

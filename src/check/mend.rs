@@ -3,12 +3,13 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Finding;
 use crate::format::index::Index;
-use crate::io::host::{open_plain, open_plain_with};
-use crate::io::sys;
+use crate::io::host::{HostStorage, open_plain, open_plain_with};
+use crate::io::{Storage, sys};
 
 /// A way to mend a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -18,7 +19,7 @@ pub enum Mend {
     RemakeSums,
     /// A merged index: the layers' own indexes say the same.
     RemoveMerged,
-    /// The checksums of a pack, without which its copies do not count.
+    /// A pack: what it has copies of is in the layers.
     RemovePack,
     /// A file that was being written when its writer stopped.
     RemoveTemporary,
@@ -52,20 +53,29 @@ pub fn mend(finding: &Finding) -> io::Result<bool> {
     let path = &finding.path;
     match finding.mend {
         None | Some(Mend::RemakeSums) => return Ok(false),
-        Some(Mend::RemoveNote | Mend::RemovePack) => {}
+        Some(Mend::RemoveNote) => {}
+        Some(Mend::RemovePack) => {
+            HostStorage.remove_tree(path)?;
+            return Ok(true);
+        }
         // Without the layer's own index the merged one may be the last to know.
         Some(Mend::RemoveMerged | Mend::RemoveDataFile) if !own_index_is_sound(path) => {
             return Ok(false);
         }
         Some(Mend::RemoveMerged | Mend::RemoveDataFile) => {}
         Some(Mend::RemoveTemporary) => {
-            let lock = if path.ends_with("sums.tmp") {
-                path.clone()
-            } else {
-                path.with_file_name("finalize.lock")
+            let lock = match path.file_name().and_then(|name| name.to_str()) {
+                Some("sums.tmp") => path.clone(),
+                Some("pack.tmp") => path.with_file_name("pack.lock"),
+                _ => path.with_file_name("finalize.lock"),
             };
-            let Some(_lock) = try_lock(&lock)? else { return Ok(false) };
-            std::fs::remove_file(path)?;
+            let Some(lock) = try_lock(&lock)? else { return Ok(false) };
+            // Who had the lock until now may have put the file in its place, and another one may be at the next.
+            let is_lock = path.ends_with("sums.tmp");
+            if is_lock && path.symlink_metadata()?.ino() != lock.metadata()?.ino() {
+                return Ok(false);
+            }
+            HostStorage.remove_tree(path)?;
             return Ok(true);
         }
     }

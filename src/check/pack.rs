@@ -10,8 +10,7 @@ use super::mend::Mend;
 use crate::catalog::{LayerRow, Store};
 use crate::format::sums::{SumExtent, Sums, granule_sum};
 use crate::format::{FormatError, GRANULE_BYTES};
-use crate::io::host::open_plain;
-use crate::io::sys;
+use crate::io::host::read_plain;
 
 /// Checks the pack of a layer, if it has one; with `read_data` every copy against its checksum.
 /// Without checksums it is none (yet).
@@ -24,28 +23,30 @@ pub(super) fn check_pack(
 ) {
     let dir = store.layer_dir(row.id.pack());
     let path = dir.join("sums");
-    let map = match open_plain(&path).and_then(|file| sys::map_immutable(&file)) {
-        Ok(map) => map,
+    let bytes = match read_plain(&path) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => {
             // What the host does not let us read may be sound.
-            let mend = (error.kind() == io::ErrorKind::InvalidData).then_some(Mend::RemovePack);
-            let finding = report.finding(path, error.to_string(), mend);
+            let other = [io::ErrorKind::InvalidData, io::ErrorKind::NotADirectory];
+            let mend = other.contains(&error.kind()).then_some(Mend::RemovePack);
+            let finding = report.finding(dir, format!("sums: {error}"), mend);
             report.damage.push(finding);
             return;
         }
     };
-    let extents = match extents(map, row) {
+    let extents = match extents(bytes.clone(), row) {
         Ok(extents) => extents,
-        Err(error) => return report.mendable(path, error, Mend::RemovePack),
+        Err(error) => return report.mendable(dir, format!("sums: {error}"), Mend::RemovePack),
     };
     let mut reader = Reader::default();
     for (extent, sums) in extents {
         let problem = check_extent(&dir, extent, &sums, read_data.then_some(&mut reader), report);
-        if let Some(problem) = problem {
-            let file = dir.join(extent.file.data_path());
-            let problem = format!("copies in {}: {problem}", file.display());
-            return report.mendable(path, problem, Mend::RemovePack);
+        // A pack is put in the place of another as a whole: then this is not the one that was looked at.
+        let replaced = || !read_plain(&path).is_ok_and(|now| now == bytes);
+        if let Some(problem) = problem.filter(|_| !replaced()) {
+            let problem = format!("{}: {problem}", extent.file.data_path().display());
+            return report.mendable(dir, problem, Mend::RemovePack);
         }
         if read_data {
             progress(u64::from(extent.len) * GRANULE_BYTES);
@@ -55,8 +56,8 @@ pub(super) fn check_pack(
 
 type Extents = Vec<(SumExtent, Vec<u32>)>;
 
-fn extents(map: memmap2::Mmap, row: &LayerRow) -> Result<Extents, FormatError> {
-    let sums = Sums::open(Box::new(map))?;
+fn extents(bytes: Vec<u8>, row: &LayerRow) -> Result<Extents, FormatError> {
+    let sums = Sums::open(Box::new(bytes))?;
     if sums.layer() != row.id.pack() {
         return Err(FormatError::Corrupt { what: "checksums of another pack", offset: 16 });
     }

@@ -9,7 +9,7 @@ use crate::catalog::{CatalogError, Store};
 use crate::format::{Ino, LayerId};
 
 /// What a layer's directory may hold, apart from `data` and `pack`.
-const FILES: [&str; 9] = [
+const FILES: [&str; 11] = [
     "journal",
     "volatile",
     "index",
@@ -19,10 +19,12 @@ const FILES: [&str; 9] = [
     "merged.tmp",
     "sums.tmp",
     "finalize.lock",
+    "pack.lock",
+    "pack.tmp",
 ];
 
 /// What its pack may hold, apart from `data`.
-const PACK_FILES: [&str; 2] = ["sums", "sums.tmp"];
+const PACK_FILES: [&str; 1] = ["sums"];
 
 /// The name of a directory that `gc` is about to remove ends so.
 const DOOMED: &str = ".gone";
@@ -62,9 +64,10 @@ pub(super) fn check_layers_dir(store: &Store, report: &mut Report) -> Result<(),
 
 fn check_inside(dir: &Path, files: &[&str], report: &mut Report) {
     for (name, path) in entries(dir) {
-        if name == "data" {
+        let is_dir = path.is_dir() && !path.is_symlink();
+        if name == "data" && is_dir {
             check_data_dir(&path, report);
-        } else if name == "pack" && !dir.ends_with("pack") {
+        } else if name == "pack" && is_dir && !dir.ends_with("pack") {
             check_inside(&path, &PACK_FILES, report);
         } else if !name.to_str().is_some_and(|name| files.contains(&name)) {
             report.stranger(path);

@@ -101,7 +101,7 @@ struct Exposition {
 /// Name, what it is, and how to read it from a server.
 type Gauge = (&'static str, &'static str, fn(&ServerStatus) -> u64);
 
-const GAUGES: [Gauge; 16] = [
+const GAUGES: [Gauge; 17] = [
     ("cowfs_resident_bytes", "Resident memory of the serving process", |s| s.resident_bytes),
     ("cowfs_open_layer_bytes", "Bytes of pages that the open layer owns", |s| s.branch.owned_bytes),
     ("cowfs_open_layer_files", "Files of which the open layer owns something", |s| {
@@ -131,6 +131,9 @@ const GAUGES: [Gauge; 16] = [
     }),
     ("cowfs_compaction_waiting_packs", "Packs that are owed", |s| {
         s.compaction.waiting_packs as u64
+    }),
+    ("cowfs_compaction_bad_packs", "Packs that are not used, because of damage", |s| {
+        s.compaction.bad_packs as u64
     }),
     (
         "cowfs_compaction_checksum_bytes_to_go",

@@ -117,10 +117,10 @@ points! {
     MergedDurable = "merged.durable", "Durably.";
     MergedSwapped = "merged.swapped", "It serves instead of those it covers.";
     MergeOwed = "merged.owed", "A merge is about to be made up for that a pause, a kill or a failure prevented.";
-    PackCleared = "pack.cleared", "Half a pack counts as none, its data files are still there.";
     PackCopied = "pack.copied", "The copies of a pack are written and synced, and do not count.";
-    PackSummed = "pack.summed", "Their checksums are in the temporary file.";
-    PackRenamed = "pack.renamed", "They have their name: the copies count.";
+    PackSummed = "pack.summed", "Their checksums are beside them.";
+    PackCleared = "pack.cleared", "The pack before is removed, the new one is not in its place.";
+    PackRenamed = "pack.renamed", "They are in their place: the copies count.";
     PackSwapped = "pack.swapped", "The copies are read.";
     CompactionPaused = "compaction.paused", "The background is paused, nobody was answered.";
     CompactionResumed = "compaction.resumed", "It goes on, nobody was answered.";

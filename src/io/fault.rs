@@ -231,6 +231,11 @@ impl Storage for FaultStorage {
         self.inner.remove_file(path)
     }
 
+    fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        self.plan.check(Call::Remove)?;
+        self.inner.remove_tree(path)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.plan.check(Call::Rename)?;
         self.inner.rename(from, to)

@@ -351,6 +351,11 @@ impl Storage for LossyStorage {
         Ok(())
     }
 
+    /// Not modelled: what is removed as a whole is nothing that anybody was promised.
+    fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        if self.inner.exists(path)? { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.on()?;
         let replaced = self.bury(&mut state, to)?;

@@ -122,7 +122,10 @@ pub trait Storage: Send + Sync {
     fn create_dirs(&self, path: &Path) -> io::Result<()>;
     /// Removes a file; one that is missing is fine.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
-    /// Renames a file over another.
+    /// Removes whatever is at `path`, a directory with all that it holds; symbolic links are removed
+    /// and not followed. Nothing there is fine.
+    fn remove_tree(&self, path: &Path) -> io::Result<()>;
+    /// Renames a file over another, or a directory to where none is.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes the entries of a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;

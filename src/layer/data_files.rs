@@ -35,7 +35,7 @@ pub struct DataFiles {
     /// Whether the host is to keep copies of what is read of sealed layers.
     pub host_cache: HostCache,
     /// Whether packs are read.
-    pub(super) packs: Packs,
+    pub packs: Packs,
     layers: PathBuf,
     pool: FilePool,
     adopted: RwLock<HashMap<LayerId, Arc<AdoptedBase>>>,
@@ -118,6 +118,13 @@ impl DataFiles {
     /// Makes the directory entry of a new data file durable, and those of its neighbours with it.
     pub fn sync_entry(&self, layer: LayerId, ino: Ino) -> io::Result<()> {
         self.entries.sync(layer, ino, || self.sync_group(&self.path(layer, ino)))
+    }
+
+    /// The pack of `layer` is a new one, with these data files: what is open is of the old one.
+    pub(super) fn forget_pack(&self, layer: LayerId, files: impl Iterator<Item = Ino>) {
+        let pack = layer.pack();
+        files.for_each(|file| self.pool.forget((pack, file)));
+        self.packs.renewed(layer);
     }
 
     /// The layer is finalized: none of its data files is synced any more.
@@ -293,6 +300,11 @@ pub(super) struct Immutable {
 }
 
 impl Immutable {
+    /// The granule at byte `offset` is not what it was.
+    pub(super) fn corrupt(&self, offset: u64) -> LayerError {
+        LayerError::Corrupt { layer: self.layer, path: self.path.clone(), offset }
+    }
+
     /// Fails if a read of bytes up to `wanted` ended at `end`, before the last granule: a granule
     /// that is owned was written, and zeros in its place would look like contents.
     pub(super) fn check_length(&self, end: u64, wanted: u64) -> Result<(), LayerError> {

@@ -94,6 +94,18 @@ pub enum LayerError {
 }
 
 impl LayerError {
+    /// The layer (or the pack) that it is about.
+    pub(crate) fn layer(&self) -> Option<LayerId> {
+        match self {
+            LayerError::Host { layer, .. }
+            | LayerError::Damaged { layer, .. }
+            | LayerError::Corrupt { layer, .. }
+            | LayerError::DataTooShort { layer, .. }
+            | LayerError::Latched { layer, .. } => Some(*layer),
+            LayerError::AdoptedChanged { .. } => None,
+        }
+    }
+
     /// A file of the layer could not be opened or read.
     pub(crate) fn opening(
         layer: LayerId,

@@ -143,18 +143,30 @@ impl Readable {
     ///
     /// No lock is held while the host reads.
     pub fn read(&self, data: &DataFiles, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
-        if !self.copies.is_empty() && data.packs.are_sound() {
-            match self.read_from(&self.copies, data, buf, offset) {
-                Ok(()) => return Ok(()),
-                // Nothing depends on copies. Where the fault lies tells whether it goes without.
-                Err(error) => {
-                    self.read_from(&OwnerMap::default(), data, buf, offset)?;
-                    data.packs.give_up(&error);
-                    return Ok(());
-                }
-            }
+        if self.copies.is_empty() {
+            return self.read_from(&self.copies, data, buf, offset);
         }
-        self.read_from(&OwnerMap::default(), data, buf, offset)
+        if !data.packs.are_sound() {
+            let sound = |run: &OwnedRun| data.packs.is_sound(run.layer);
+            let copies = self.copies.runs().iter().copied().filter(sound).collect();
+            return self.read_copies(&OwnerMap::of(copies), data, buf, offset);
+        }
+        self.read_copies(&self.copies, data, buf, offset)
+    }
+
+    /// Reads `copies` where there are some. Nothing depends on them: what cannot be read with them is
+    /// read without.
+    fn read_copies(
+        &self,
+        copies: &OwnerMap,
+        data: &DataFiles,
+        buf: &mut [u8],
+        offset: u64,
+    ) -> Result<(), LayerError> {
+        let Err(error) = self.read_from(copies, data, buf, offset) else { return Ok(()) };
+        self.read_from(&OwnerMap::default(), data, buf, offset)?;
+        data.packs.give_up(&error);
+        Ok(())
     }
 
     fn read_from(

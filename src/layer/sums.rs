@@ -70,18 +70,6 @@ fn open(data: &DataFiles, layer: LayerId) -> Result<Option<Opened>, LayerError> 
     Ok(Some(Opened { sums: sums.map(Arc::new), damage }))
 }
 
-/// The checksums of a layer or a pack, if there are some. Damage that shows at once is an error.
-pub(super) fn open_intact(
-    data: &DataFiles,
-    layer: LayerId,
-) -> Result<Option<Arc<Sums>>, LayerError> {
-    match open(data, layer)? {
-        Some(Opened { damage: Some(error), .. }) => Err(error),
-        Some(Opened { sums, damage: None }) => Ok(sums),
-        None => Ok(None),
-    }
-}
-
 impl DataFiles {
     /// From now on what is read of a pack is held against `sums`, whatever becomes of the file.
     pub fn use_pack(&self, layer: LayerId, sums: &Arc<Sums>) {
@@ -93,6 +81,9 @@ impl DataFiles {
     fn sums_of(&self, layer: LayerId) -> Option<Arc<Sums>> {
         if let Some(known) = self.sums.read().get(&layer) {
             return known.clone();
+        }
+        if layer.is_pack() {
+            return None;
         }
         let (found, damage) = match open(self, layer) {
             Ok(opened) => opened.map_or((None, None), |opened| (opened.sums, opened.damage)),
@@ -119,7 +110,11 @@ impl DataFiles {
                 read(&*from.host, buf, offset).map_err(LayerError::host(from.layer, "reading"))?;
             from.check_length(end, offset + buf.len() as u64)
         };
-        let Some(sums) = self.sums_of(from.layer) else { return read(buf, offset) };
+        let sums = match self.sums_of(from.layer) {
+            Some(sums) => sums,
+            None if from.layer.is_pack() => return Err(from.corrupt(offset)),
+            None => return read(buf, offset),
+        };
         let end = offset + buf.len() as u64;
         let (first, last) = (offset / GRANULE_BYTES, u64::from(granules_spanned(end)));
         if offset == first * GRANULE_BYTES && end == last * GRANULE_BYTES {
@@ -165,11 +160,7 @@ impl DataFiles {
                 // A copy counts only with its checksum, and contents also without.
                 let missing = expected.is_none() && from.layer.is_pack();
                 if missing || expected.is_some_and(|sum| sum != granule_sum(bytes)) {
-                    return Err(LayerError::Corrupt {
-                        layer: from.layer,
-                        path: from.path.clone(),
-                        offset: granule * GRANULE_BYTES,
-                    });
+                    return Err(from.corrupt(granule * GRANULE_BYTES));
                 }
             }
         }
@@ -293,7 +284,7 @@ fn write(
 }
 
 /// The right to write the temporary file at `path`; `None` if another process has it.
-pub(super) fn lock(path: &Path) -> io::Result<Option<File>> {
+fn lock(path: &Path) -> io::Result<Option<File>> {
     let file = open_plain_with(File::options().create(true).truncate(false).write(true), path)?;
     match file.try_lock() {
         Ok(()) => {}
@@ -301,8 +292,11 @@ pub(super) fn lock(path: &Path) -> io::Result<Option<File>> {
         Err(TryLockError::Error(error)) => return Err(error),
     }
     // Whoever had it before may have renamed it into place meanwhile.
-    let still_there = std::fs::metadata(path)?.ino() == file.metadata()?.ino();
-    Ok(still_there.then_some(file))
+    let there = match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?.ino(),
+    };
+    Ok((there == file.metadata()?.ino()).then_some(file))
 }
 
 /// What of `stretches` the host holds data for: holes are zeros and need no checksum.

@@ -14,6 +14,7 @@ pub(in crate::cli) struct Compaction<'a> {
     waiting_merges: usize,
     packed_bytes: u64,
     waiting_packs: usize,
+    bad_packs: usize,
     checksummed_bytes: u64,
     /// At most: holes count. None before the first look, ten seconds after the mount.
     checksum_bytes_to_go: Option<u64>,
@@ -47,6 +48,7 @@ impl Compaction<'_> {
             waiting_merges: stats.waiting_merges,
             packed_bytes: stats.packed_bytes,
             waiting_packs: stats.waiting_packs,
+            bad_packs: stats.bad_packs,
             checksummed_bytes: stats.checksummed_bytes,
             checksum_bytes_to_go: stats.checksum_bytes_to_go,
             at_work: stats.at_work.iter().map(one).collect(),
@@ -91,6 +93,10 @@ pub(super) fn lines(stats: &CompactionStats) -> Vec<String> {
         Some(bytes) => format!(", {} to be checksummed", super::bytes(bytes)),
     };
     let mut lines = vec![format!("{state}; {waiting}{to_go}"), done];
+    if stats.bad_packs > 0 {
+        let bad = counted(stats.bad_packs, "damaged pack");
+        lines.push(format!("{bad} not used: see `cowfs check --read-data`"));
+    }
     if let Some(failed) = &stats.last_failure {
         let when = output::time(failed.at_ms);
         lines.push(format!("failed {} times, at last {when}: {}", stats.failures, failed.message));
