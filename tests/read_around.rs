@@ -166,6 +166,39 @@ fn mount_it_does_not_write_back_what_others_write() {
     scene.wait_until_unserved();
 }
 
+/// A process that ends closes its files, and closing one waits until its pages are written back: by that very
+/// process, if the file lies on its own mount. A killed server hung for ever, and with it whoever used
+/// the mount.
+#[test]
+fn mount_a_server_that_is_killed_with_a_file_open_ends() {
+    let scene = scene!();
+    let Some(path) = child(&scene, "readaround") else { return };
+    let pid = scene.status("child")["pid"].as_i64().unwrap();
+    let file = open(&path);
+    for region in 1..4 {
+        // From here on no process is started: that would write the page back.
+        file.write_all_at(&contents(0), 0).unwrap();
+        for page in [1, 8, 22, 31] {
+            assert_page(&file, region * REGION_PAGES + page);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    let end = Instant::now() + mount_support::PATIENCE;
+    while fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z")) {
+        assert!(Instant::now() < end, "process {pid} survives SIGKILL");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    file.sync_all().unwrap_err();
+    drop(file);
+    scene.run(&["mount", "child", scene.dir()]).ok();
+    assert_page(&open(&path), 0);
+}
+
 /// close(2) says that what was written has no room to the first who closes the file.
 #[test]
 fn mount_it_does_not_hear_the_errors_of_others() {

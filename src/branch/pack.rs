@@ -58,9 +58,10 @@ impl Branch {
         not_before: &mut Option<Instant>,
         pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), BranchError> {
-        if not_before.take_if(|time| Instant::now() >= *time).is_none() && not_before.is_some() {
+        if not_before.is_some_and(|time| Instant::now() < time) {
             return Ok(());
         }
+        *not_before = None;
         let view = self.view();
         let owed: Vec<&SealedPart> = owed(&view).collect();
         let mut outcome = Ok(());

@@ -6,15 +6,15 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{
     AT_FDCWD, FallocateFlags, OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag, openat2,
 };
 
-use super::{Access, Allocate, HostFile, HostMetadata, Storage, sys};
+use super::{Access, Allocate, HostFile, HostMetadata, Storage, device, sys};
 use crate::format::Timestamp;
 
 /// The filesystem of the host, called directly.
@@ -25,11 +25,13 @@ struct RealFile {
     file: File,
     /// The kernel or the filesystem cannot read without its cache.
     always_cached: AtomicBool,
+    /// What one hint may ask for.
+    hint_bytes_max: OnceLock<u64>,
 }
 
 impl RealFile {
     fn new(file: File) -> RealFile {
-        RealFile { file, always_cached: AtomicBool::new(false) }
+        RealFile { file, always_cached: AtomicBool::new(false), hint_bytes_max: OnceLock::new() }
     }
 }
 
@@ -150,13 +152,19 @@ impl HostFile for RealFile {
     }
 
     fn will_need(&self, offset: u64, len: u64) {
-        // A hint that fails costs only speed.
-        let _ = nix::fcntl::posix_fadvise(
-            self.file.as_fd(),
-            offset as i64,
-            len as i64,
-            PosixFadviseAdvice::POSIX_FADV_WILLNEED,
-        );
+        let step = *self.hint_bytes_max.get_or_init(|| {
+            self.file.metadata().map_or(len, |meta| device::hint_bytes_max(meta.dev()))
+        });
+        let end = offset.saturating_add(len);
+        for start in (offset..end).step_by(step.max(1) as usize) {
+            // A hint that fails costs only speed.
+            let _ = nix::fcntl::posix_fadvise(
+                self.file.as_fd(),
+                start as i64,
+                step.min(end - start) as i64,
+                PosixFadviseAdvice::POSIX_FADV_WILLNEED,
+            );
+        }
     }
 
     fn forget_clean_pages(&self) {

@@ -4,6 +4,7 @@
 //! is [`host::HostStorage`]; tests put [`fault::FaultStorage`] around it.
 
 pub mod crash;
+mod device;
 pub mod fault;
 pub mod host;
 pub mod lossy;

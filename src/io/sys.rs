@@ -140,6 +140,19 @@ pub fn open_fuse_inode(mount: BorrowedFd<'_>, nodeid: u64) -> io::Result<std::fs
     }
 }
 
+/// Gives the calling thread descriptors of its own, of which it has standard input, output and error and
+/// none else: what it opens from here on it alone has, and what others have open it has not.
+/// `close_range(2)` with `CLOSE_RANGE_UNSHARE` (Linux 5.9).
+pub fn own_descriptors() -> io::Result<()> {
+    const FIRST: libc::c_uint = libc::STDERR_FILENO as libc::c_uint + 1;
+    // SAFETY: descriptors that other threads own stay open in their table; this thread, which is to
+    // own none yet, loses sight of them.
+    let done = unsafe {
+        libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Pages of the file in the page cache that were changed and not written back, or are being written back:
 /// `cachestat(2)` (Linux 6.5).
 pub fn changed_pages(fd: BorrowedFd<'_>) -> io::Result<u64> {

@@ -4,6 +4,11 @@
 //! (fuse_flush and fuse_release) and tell whoever closes what went wrong with that. Both are the
 //! business of those who use the mount. So a file is closed as soon as nothing more is to be fetched of it
 //! and all its pages are clean: whoever wrote them and has closed the file sees to that.
+//!
+//! A process that is killed closes its files as well, and waits until they are written back. Files of the
+//! mount that it serves itself are so once nobody has /dev/fuse open any more, which comes after them in
+//! the same table: it would wait for ever. So the thread has descriptors of its own, and /dev/fuse is
+//! not among them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -65,8 +70,10 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
-    /// For the mount at `dir`; fails where it could not work.
+    /// For the mount at `dir`; fails where it could not work. The calling thread loses sight of what the
+    /// others have open.
     pub(super) fn new(dir: PathBuf, write_back: bool, shared: Arc<Shared>) -> io::Result<Fetcher> {
+        sys::own_descriptors()?;
         let root = open_directory(&dir)?;
         let device = root.metadata()?.dev();
         let look_at = Instant::now();

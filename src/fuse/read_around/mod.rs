@@ -92,9 +92,17 @@ impl ReadAround {
             passed_over: AtomicU64::new(0),
         });
         let (orders, queue) = sync_channel(WAITING_MAX);
-        let fetcher = Fetcher::new(dir, write_back, shared.clone())?;
+        let (ready, started) = sync_channel(1);
+        let common = shared.clone();
         let thread = std::thread::Builder::new().name("cowfs-around".to_owned());
-        thread.spawn(move || fetcher.run(&queue))?;
+        thread.spawn(move || match Fetcher::new(dir, write_back, common) {
+            Ok(fetcher) => {
+                let _ = ready.send(Ok(()));
+                fetcher.run(&queue);
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        })?;
+        started.recv().map_err(io::Error::other)??;
         let memory = (!always).then(|| Mutex::new(Memory::new()));
         Ok(ReadAround { shared, memory, orders })
     }

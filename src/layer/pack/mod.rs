@@ -4,10 +4,12 @@
 //! and one checksum file per layer. A pack holds copies of those that are scattered, at the same
 //! offsets, below the directory of the layer that the merged index belongs to:
 //!
-//!     layers/<layer>/pack/sums              which granules, and their checksums
-//!     layers/<layer>/pack/data/<group>/<ino>
-//!     layers/<layer>/pack.tmp/..            one that is being made
-//!     layers/<layer>/pack.lock              flock of whoever makes it
+//! ```text
+//! layers/<layer>/pack/sums              which granules, and their checksums
+//! layers/<layer>/pack/data/<group>/<ino>
+//! layers/<layer>/pack.tmp/..            one that is being made
+//! layers/<layer>/pack.lock              flock of whoever makes it
+//! ```
 //!
 //! It is derived, and nothing but speed depends on it: every granule read from it is held against its
 //! checksum, and what does not match is read from where it was copied from ([`super::read`]). It may be
@@ -88,6 +90,7 @@ impl Packs {
 
 /// Runs of so many granules are read quickly where they are.
 const SCATTERED_GRANULES_MAX: u32 = 64;
+
 /// What is copied of one file.
 pub struct Wanted {
     /// The file; also the data file of the copies.
