@@ -153,10 +153,11 @@ impl HostFile for RealFile {
 
     fn will_need(&self, offset: u64, len: u64) {
         let step = *self.hint_bytes_max.get_or_init(|| {
-            self.file.metadata().map_or(len, |meta| device::hint_bytes_max(meta.dev()))
+            // Device 0 is none.
+            device::hint_bytes_max(self.file.metadata().map_or(0, |meta| meta.dev()))
         });
         let end = offset.saturating_add(len);
-        for start in (offset..end).step_by(step.max(1) as usize) {
+        for start in (offset..end).step_by(step as usize) {
             // A hint that fails costs only speed.
             let _ = nix::fcntl::posix_fadvise(
                 self.file.as_fd(),
