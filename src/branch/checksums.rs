@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::compaction::{Compaction, Work};
+use super::compaction::{AFTER_A_FAILURE, Compaction, Work};
 use super::open::data_files;
 use super::{Branch, BranchError};
 use crate::catalog::{BranchName, LayerRow, LayerState, Store};
@@ -22,8 +22,6 @@ use crate::layer::sums::{self, Lacking, Made};
 const FIRST_LOOK_AFTER: Duration = Duration::from_secs(10);
 /// How often the thread looks for layers that were sealed meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// A failure (a full disk, mostly) will not be gone in seconds.
-const AFTER_A_FAILURE: Duration = Duration::from_secs(600);
 /// Bytes read per second, at most.
 const BYTES_PER_SECOND_MAX: u64 = 64 << 20;
 

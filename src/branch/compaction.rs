@@ -19,8 +19,9 @@ use super::{Branch, BranchError, OpenMode, merge, pack};
 use crate::format::LayerId;
 use crate::io::crash::{Point, crash_point};
 
-/// After a merge failed (a full disk, mostly) nothing is made up for until then.
-const AFTER_A_FAILURE: Duration = Duration::from_secs(600);
+/// After something failed (on a full disk, mostly: that will not be gone in seconds) it is not tried until
+/// then.
+pub(super) const AFTER_A_FAILURE: Duration = Duration::from_secs(600);
 
 /// A kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

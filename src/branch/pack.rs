@@ -3,9 +3,9 @@
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::compaction::Work;
+use super::compaction::{AFTER_A_FAILURE, Work};
 use super::merge::level_of;
 use super::view::{SealedPart, View};
 use super::{Branch, BranchError};
@@ -25,8 +25,6 @@ const BYTES_PER_LAYER_MAX: u64 = 2 << 20;
 const PACK_BYTES_MAX: u64 = 256 << 20;
 /// What a file counts for at least: it has to be made and synced, however little of it is copied.
 const FILE_BYTES_MIN: u64 = 32 << 10;
-/// After a failure (a full disk, mostly) nothing is tried until then.
-const AFTER_A_FAILURE: Duration = Duration::from_secs(600);
 
 /// `part` with its pack, if that has been made.
 pub(super) fn with_pack(data: &DataFiles, part: SealedPart) -> SealedPart {

@@ -1,14 +1,13 @@
 //! What can be mended without a risk for data: files that are derived from others, and files that
 //! nothing leads to.
 
-use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Finding;
 use crate::format::index::Index;
-use crate::io::host::{HostStorage, open_plain, open_plain_with};
+use crate::io::host::{HostStorage, open_plain, try_lock};
 use crate::io::{Storage, sys};
 
 /// A way to mend a finding.
@@ -81,16 +80,6 @@ pub fn mend(finding: &Finding) -> io::Result<bool> {
     }
     std::fs::remove_file(path)?;
     Ok(true)
-}
-
-/// The lock of a writer; `None` if a writer holds it.
-fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    let file = open_plain_with(File::options().write(true).create(true).truncate(false), path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
 }
 
 /// Whether the index of the layer that `path` belongs to can be relied on.

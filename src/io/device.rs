@@ -31,7 +31,7 @@ fn look(device: &Path) -> u64 {
         .iter()
         .find_map(|queue| Some((read(queue, "read_ahead_kb")?, read(queue, "max_sectors_kb")?)));
     let bytes = values.map_or(DEFAULT_BYTES, |(ahead, request)| ahead.max(request));
-    // Whole pages; none at all would be an endless loop of hints.
+    // Whole pages, and some: hints are given step by step.
     (bytes & !0xffff).max(DEFAULT_BYTES / 2)
 }
 

@@ -1,7 +1,7 @@
 //! The real host filesystem.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -68,6 +68,16 @@ pub fn open_plain_with(options: &mut OpenOptions, path: &Path) -> io::Result<Fil
         _ => error,
     })?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(refused("not a regular file")) }
+}
+
+/// The lock (flock) of the file at `path`, which is made if it is missing; `None` if somebody else has it.
+pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let file = open_plain_with(File::options().create(true).truncate(false).write(true), path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 fn convert(meta: &std::fs::Metadata) -> HostMetadata {

@@ -103,16 +103,25 @@ impl DataFiles {
     /// The data file of the open layer, made if it is missing.
     pub fn create_own(&self, layer: LayerId, ino: Ino) -> io::Result<Arc<dyn HostFile>> {
         let path = self.path(layer, ino);
-        let open = || match self.storage.open(&path, Access::Create) {
+        let open = || self.open_making_dirs(&path, Access::Create);
+        self.pool.get((layer, ino), || open().inspect(|_| self.entries.made(layer, ino)))
+    }
+
+    /// Opens a file that may have to be made, and its directories with it.
+    pub(super) fn open_making_dirs(
+        &self,
+        path: &Path,
+        access: Access,
+    ) -> io::Result<Arc<dyn HostFile>> {
+        match self.storage.open(path, access) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 if let Some(parent) = path.parent() {
                     self.storage.create_dirs(parent)?;
                 }
-                self.storage.open(&path, Access::Create)
+                self.storage.open(path, access)
             }
             other => other,
-        };
-        self.pool.get((layer, ino), || open().inspect(|_| self.entries.made(layer, ino)))
+        }
     }
 
     /// Makes the directory entry of a new data file durable, and those of its neighbours with it.

@@ -1,6 +1,6 @@
 //! Checksums of sealed contents: made once after sealing, held against every read from then on.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, BufWriter};
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,7 @@ use crate::format::index::Index;
 use crate::format::sums::{SumExtent, Sums, SumsWriter, cut_extents, granule_sum, owned_stretches};
 use crate::format::{FormatError, GRANULE_BYTES, Granule, LayerId};
 use crate::io::crash::{Point, crash_point};
-use crate::io::host::{open_plain, open_plain_with};
+use crate::io::host::{open_plain, try_lock};
 use crate::io::{Access, Appender, HostFile, read_once_up_to, read_up_to, sys};
 
 /// What became of an attempt to make a layer's checksums.
@@ -285,12 +285,7 @@ fn write(
 
 /// The right to write the temporary file at `path`; `None` if another process has it.
 fn lock(path: &Path) -> io::Result<Option<File>> {
-    let file = open_plain_with(File::options().create(true).truncate(false).write(true), path)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(error)) => return Err(error),
-    }
+    let Some(file) = try_lock(path)? else { return Ok(None) };
     // Whoever had it before may have renamed it into place meanwhile.
     let there = match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -1,18 +1,16 @@
 //! Making a pack: beside its place, whole, and then put there.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{self, BufWriter};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use super::{Wanted, open};
 use crate::format::sums::{SumExtent, SumsWriter, cut_extents, granule_sum};
 use crate::format::{GRANULE_BYTES, Granule, LayerId, OwnedRun};
 use crate::io::crash::{Point, crash_point};
-use crate::io::host::open_plain_with;
-use crate::io::{Access, Appender, HostFile, write_all_at};
+use crate::io::host::try_lock;
+use crate::io::{Access, Appender, write_all_at};
 use crate::layer::LayerError;
 use crate::layer::data_files::DataFiles;
 use crate::layer::sums::Made;
@@ -38,7 +36,8 @@ pub fn make(
 ) -> Result<Made, LayerError> {
     let pack = layer.pack();
     let dir = data.layer_dir(layer);
-    let lock = lock(&dir.join("pack.lock")).map_err(LayerError::host(pack, "locking a pack"))?;
+    let lock = try_lock(&dir.join("pack.lock"));
+    let lock = lock.map_err(LayerError::host(pack, "locking a pack"))?;
     let Some(_lock) = lock else { return Ok(Made::Elsewhere) };
     if data.packs.is_sound(pack) && open(data, layer).is_some() {
         return Ok(Made::Before);
@@ -51,16 +50,6 @@ pub fn make(
         removed.map_err(LayerError::host(pack, "removing half a pack"))?;
     }
     made
-}
-
-/// The right to make a pack; `None` if another process has it.
-fn lock(path: &Path) -> io::Result<Option<File>> {
-    let file = open_plain_with(File::options().create(true).truncate(false).write(true), path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => Err(error),
-    }
 }
 
 /// A pack that is being made.
@@ -113,20 +102,10 @@ impl NewPack<'_> {
         self.dir.join(file.ino.data_path())
     }
 
-    /// Opens a new data file; the pool of open files is for those that are read.
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn HostFile>> {
-        match self.data.storage.open(path, Access::CreateEmpty) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.data.storage.create_dirs(path.parent().unwrap_or(path))?;
-                self.data.storage.open(path, Access::CreateEmpty)
-            }
-            other => other,
-        }
-    }
-
     /// Copies what is wanted of a file.
     fn copy(&self, file: &Wanted, pace: Pace<'_>) -> Result<Copied, Failed> {
-        let target = self.create(&self.path(file))?;
+        // The pool of open files is for those that are read.
+        let target = self.data.open_making_dirs(&self.path(file), Access::CreateEmpty)?;
         let (mut copied, mut buf) = (Copied::new(), Vec::new());
         for extent in steps(file) {
             buf.resize(extent.len as usize * GRANULE_BYTES as usize, 0);
