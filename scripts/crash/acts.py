@@ -119,7 +119,7 @@ def unmentioned(stage: Stage) -> None:
 
 def torn(stage: Stage) -> None:
     """The volatile log ends with half a frame."""
-    die_at(stage, "volatile.torn:25", lambda: write(stage))
+    die_at(stage, "volatile.torn:25", lambda: write_on(stage))
 
 
 def frozen(stage: Stage) -> None:
@@ -132,7 +132,7 @@ def half_finalized(stage: Stage) -> None:
 
 
 def half_merged(stage: Stage) -> None:
-    die_at(stage, "merged.half_written", lambda: deepen(stage))
+    die_at(stage, "merged.half_written", lambda: deepen_on(stage))
 
 
 def garbage(stage: Stage) -> None:
@@ -174,6 +174,14 @@ def long_log(stage: Stage) -> None:
 def write(stage: Stage) -> None:
     stage.mount("main")
     stage.work("main", 60)
+    stage.unmount("main")
+
+
+def write_on(stage: Stage) -> None:
+    """Writes for longer than an act: how many frames a write of 60 operations logs depends on what they are."""
+    stage.mount("main")
+    for _ in range(8):
+        stage.work("main", 60)
     stage.unmount("main")
 
 
@@ -225,6 +233,16 @@ def deepen(stage: Stage) -> None:
     stage.settle("main")
     stage.settle("main", packs=True)
     stage.work("main", 6)
+    stage.unmount("main")
+
+
+def deepen_on(stage: Stage) -> None:
+    """Adds layers until one calls for a merged index: a layer of few operations may come to nothing and not count."""
+    stage.mount("main")
+    for number in range(4):
+        stage.work("main", 12)
+        stage.fork("main", f"deeper{number}")
+        stage.settle("main")
     stage.unmount("main")
 
 
