@@ -43,6 +43,11 @@ impl Fs {
         }
     }
 
+    /// Whether it is a file of WAL that is in use.
+    pub(super) fn is_wal(&self, ino: Ino) -> bool {
+        self.node(ino).is_ok_and(|node| node.wal.load(Ordering::Relaxed))
+    }
+
     /// Tells that somebody asked for a sync of the file.
     pub(super) fn note_commit_sync(&self, ino: Ino) {
         if let Ok(node) = self.node(ino)

@@ -12,6 +12,7 @@ mod quota;
 pub mod range;
 pub mod read;
 pub mod rename;
+mod series;
 pub mod sync;
 pub mod txn;
 pub mod write;
@@ -109,6 +110,7 @@ pub struct Fs {
     /// Directories of what queries spill.
     temporary_dirs: RwLock<HashSet<Ino>>,
     lost: lost::LostWrites,
+    series: series::Series,
     /// How much the branch may take.
     pub quota: Quota,
 }
@@ -125,6 +127,7 @@ impl Fs {
             wal_dirs: RwLock::default(),
             temporary_dirs: RwLock::default(),
             lost: lost::LostWrites::default(),
+            series: series::Series::default(),
             quota,
         })
     }

@@ -14,7 +14,7 @@ impl Fs {
             return Ok(Durable::sealed());
         }
         self.note_commit_sync(ino);
-        let durable = self.branch.sync_file(ino)?;
+        let durable = self.in_series(&self.branch.view(), ino, || self.branch.sync_file(ino))?;
         self.lost.check(ino, None)?;
         Ok(durable)
     }

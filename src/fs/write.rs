@@ -124,7 +124,7 @@ impl Fs {
     }
 
     /// Whether a file is more than scratch paper, which mostly is gone before it gets to the disk.
-    fn is_to_be_kept(&self, node: &Node) -> bool {
+    pub(super) fn is_to_be_kept(&self, node: &Node) -> bool {
         !node.temporary.load(Ordering::Relaxed) && node.state.lock().record.nlink > 0
     }
 

@@ -70,6 +70,7 @@ struct Plan {
     fault: Mutex<Option<Fault>>,
     seen: AtomicU64,
     struck: AtomicBool,
+    write_outs: Mutex<Vec<u64>>,
 }
 
 impl Plan {
@@ -127,6 +128,11 @@ impl FaultStorage {
     /// Whether the armed fault has happened.
     pub fn struck(&self) -> bool {
         self.plan.struck.load(Ordering::Relaxed)
+    }
+
+    /// The host inodes of which something was written out since the last call, in order.
+    pub fn take_write_outs(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.plan.write_outs.lock())
     }
 }
 
@@ -187,6 +193,7 @@ impl HostFile for FaultFile {
     }
 
     fn start_write_out(&self, offset: u64, len: u64) {
+        self.plan.write_outs.lock().extend(self.inner.metadata().map(|meta| meta.ino));
         self.inner.start_write_out(offset, len);
     }
 

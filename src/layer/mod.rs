@@ -21,7 +21,7 @@ pub mod settle;
 pub mod sums;
 pub mod sync;
 pub mod write;
-mod write_out;
+pub mod write_out;
 
 use std::path::{Path, PathBuf};
 

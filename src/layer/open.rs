@@ -14,6 +14,7 @@ use super::log::{FirstUse, Log, LogEnd, Ticket};
 use super::names::Names;
 use super::open_file::OpenFile;
 use super::sync::Durable;
+use super::write_out::Waiting;
 use crate::format::journal::Record;
 use crate::format::name_hash::name_hash;
 use crate::format::{DirentTarget, Ino, InodeRecord, LayerId, LayoutDelta};
@@ -51,6 +52,8 @@ pub struct OpenLayer {
     inodes: RwLock<HashMap<Ino, ChangedInode>>,
     files: RwLock<HashMap<Ino, Arc<OpenFile>>>,
     doomed: Mutex<Vec<Doomed>>,
+    /// Files with something to be written out.
+    pub waiting: Waiting,
     ino_last: AtomicU64,
     /// How the layer was left, if it was left in order; see [`super::leave`].
     pub(super) left: Option<Left>,
@@ -87,6 +90,7 @@ impl OpenLayer {
             inodes: RwLock::default(),
             files: RwLock::default(),
             doomed: Mutex::default(),
+            waiting: Waiting::default(),
             ino_last: AtomicU64::new(0),
             left: None,
         }

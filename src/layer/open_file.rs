@@ -1,6 +1,7 @@
 //! What an open layer knows of one regular file that it touched.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -198,7 +199,16 @@ impl OpenFile {
 
     /// What is to be written out now. To be started without a lock: the disk's queue may be full.
     pub fn due_write_out(&self) -> Option<impl FnOnce() + use<>> {
-        let span = self.write_out.take_due()?;
+        self.start_of(self.write_out.take_due()?)
+    }
+
+    /// Like [`OpenFile::due_write_out`], of however little waits, for a file that was taken out of
+    /// [`super::write_out::Waiting`].
+    pub fn waiting_write_out(&self) -> Option<impl FnOnce() + use<>> {
+        self.start_of(self.write_out.take_waiting()?)
+    }
+
+    fn start_of(&self, span: Range<u64>) -> Option<impl FnOnce() + use<>> {
         let host = self.pinned.lock().clone()?;
         Some(move || host.start_write_out(span.start, span.end - span.start))
     }

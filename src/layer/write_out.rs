@@ -4,10 +4,16 @@
 //! (`checkpoint_flush_after`) and expect little to be left for the fsync at the end. On a mount that
 //! moves pages from the kernel's cache to the host's and no further; the disk would stand idle and
 //! the fsync find everything still to do.
+//!
+//! What is too little for a batch is known as well ([`Waiting`]): where many files are synced one after
+//! the other, all of them can go on their way with the first.
 
 use std::ops::Range;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+
+use super::open_file::OpenFile;
 
 /// So much of a file is written before its write-out begins: what Postgres takes for a checkpoint.
 const BATCH_BYTES: u64 = 256 << 10;
@@ -23,11 +29,13 @@ struct Batch {
     unsynced: u64,
     /// Where they lie.
     span: Range<u64>,
+    /// The file is in the layer's list of those that wait.
+    listed: bool,
 }
 
 impl WriteOut {
-    /// Notes a write of `len` bytes at `offset`.
-    pub fn wrote(&self, offset: u64, len: u64) {
+    /// Notes a write of `len` bytes at `offset`. Whether the file is to be listed as waiting now.
+    pub fn wrote(&self, offset: u64, len: u64) -> bool {
         let mut batch = self.0.lock();
         let written = offset..offset + len;
         batch.span = match batch.bytes {
@@ -36,6 +44,7 @@ impl WriteOut {
         };
         batch.bytes += len;
         batch.unsynced += len;
+        !std::mem::replace(&mut batch.listed, true)
     }
 
     /// Bytes written since the last sync.
@@ -46,22 +55,67 @@ impl WriteOut {
     /// The stretch of the file to write out now, once, if it is time.
     pub fn take_due(&self) -> Option<Range<u64>> {
         let mut batch = self.0.lock();
-        let due = batch.bytes >= BATCH_BYTES;
-        due.then(|| {
-            batch.bytes = 0;
-            std::mem::take(&mut batch.span)
-        })
+        (batch.bytes >= BATCH_BYTES).then(|| batch.take())
+    }
+
+    /// The stretch of the file that waits, if there is one, of a file that is not listed any more.
+    pub fn take_waiting(&self) -> Option<Range<u64>> {
+        let mut batch = self.0.lock();
+        batch.listed = false;
+        (batch.bytes > 0).then(|| batch.take())
     }
 
     /// Notes that a sync has begun, which takes everything.
     pub fn synced(&self) {
-        *self.0.lock() = Batch::default();
+        let mut batch = self.0.lock();
+        *batch = Batch { listed: batch.listed, ..Batch::default() };
+    }
+}
+
+impl Batch {
+    fn take(&mut self) -> Range<u64> {
+        self.bytes = 0;
+        std::mem::take(&mut self.span)
+    }
+}
+
+/// So many files are listed before those are dropped that are gone.
+const PRUNED_FROM: usize = 1024;
+
+/// The files of a layer of which something waits to be written out, each once. Some may have been synced
+/// since they were listed.
+#[derive(Default)]
+pub struct Waiting(Mutex<List>);
+
+#[derive(Default)]
+struct List {
+    files: Vec<Weak<OpenFile>>,
+    /// When to look for those that are gone.
+    prune_at: usize,
+}
+
+impl Waiting {
+    /// Lists a file, as [`WriteOut::wrote`] says.
+    pub fn add(&self, file: &Arc<OpenFile>) {
+        let mut list = self.0.lock();
+        list.files.push(Arc::downgrade(file));
+        if list.files.len() >= list.prune_at.max(PRUNED_FROM) {
+            list.files.retain(|file| file.strong_count() > 0);
+            list.prune_at = list.files.len() * 2;
+        }
+    }
+
+    /// Takes all out. Of each, [`OpenFile::waiting_write_out`] is to be asked for.
+    pub fn take(&self) -> Vec<Arc<OpenFile>> {
+        let list = std::mem::take(&mut *self.0.lock());
+        list.files.iter().filter_map(Weak::upgrade).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::{Ino, LayerId};
 
     #[test]
     fn a_batch_goes_as_one_stretch() {
@@ -84,6 +138,35 @@ mod tests {
         let out = WriteOut::default();
         out.wrote(4096, 1 << 20);
         assert_eq!(out.take_due(), Some(4096..4096 + (1 << 20)));
+    }
+
+    #[test]
+    fn a_file_is_listed_once_until_it_is_taken() {
+        let out = WriteOut::default();
+        assert!(out.wrote(0, 10));
+        assert!(!out.wrote(8192, 10));
+        out.synced();
+        assert!(!out.wrote(4096, 10), "it is in the list");
+        assert_eq!(out.take_waiting(), Some(4096..4106));
+        assert!(out.wrote(0, 10));
+        out.synced();
+        assert_eq!(out.take_waiting(), None, "a sync has taken it");
+        assert!(out.wrote(0, 10));
+    }
+
+    #[test]
+    fn files_that_are_gone_leave_the_list() {
+        let waiting = Waiting::default();
+        let file = |ino| Arc::new(OpenFile::new(LayerId(1), Ino(ino), true, 0));
+        let kept = file(1);
+        waiting.add(&kept);
+        for ino in 2..3 * PRUNED_FROM as u64 {
+            waiting.add(&file(ino));
+            assert!(waiting.0.lock().files.len() < 2 * PRUNED_FROM);
+        }
+        let found: Vec<Ino> = waiting.take().iter().map(|file| file.ino).collect();
+        assert_eq!(found, [Ino(1)]);
+        assert!(waiting.take().is_empty());
     }
 
     #[test]
