@@ -414,7 +414,9 @@ def percentile(values: list, fraction: float) -> float:
 
 
 def seeded(seed):
-    """A random generator and its seed, which is printed so that a run can be repeated."""
-    seed = seed if seed is not None else random.SystemRandom().randrange(2**32)
+    """A random generator and its seed, which is printed so that a run can be repeated. Without a seed that of COWFS_SEED
+    is taken, or any."""
+    if seed is None:
+        seed = int(os.environ.get("COWFS_SEED") or random.SystemRandom().randrange(2**32))
     say(f"seed {seed}")
     return random.Random(seed), seed

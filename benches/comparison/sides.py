@@ -32,6 +32,7 @@ class Side:
     #: The store and branch, for a side that is cowfs.
     cowfs: object = None
     branch: str = ""
+    options: tuple = ()
     cluster: Cluster = None
     #: Directories whose files the host caches for this side.
     below: list = field(default_factory=list)
@@ -43,6 +44,12 @@ class Side:
         if not self.branch:
             return {}
         return next((s["server"] for s in self.cowfs.json("status") if s.get("branch") == self.branch), {})
+
+    def remount(self) -> None:
+        """A serving process that knows nothing, as after a reboot. The cluster must be stopped."""
+        if self.branch:
+            self.cowfs.unmount(self.branch)
+            self.cowfs.mount(self.branch, self.data, *self.options)
 
 
 def largest_files(data: Path, count: int = 4) -> list:
@@ -146,7 +153,7 @@ class Sides:
         where = self.sandbox.directory(f"m-{name}")
         cowfs.mount(branch, where, *options)
         return Side(name, group, where, server=lambda: cowfs.serving_pid(branch), cowfs=cowfs, branch=branch,
-                    below=[cowfs.store / "layers"], own=lambda: disk_bytes(cowfs.head_layer(branch)))
+                    options=options, below=[cowfs.store / "layers"], own=lambda: disk_bytes(cowfs.head_layer(branch)))
 
     def upper(self, name: str) -> tuple:
         made = [self.sandbox.directory(f"{name}-{part}") for part in ("upper", "work", "mount")]

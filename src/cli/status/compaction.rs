@@ -39,7 +39,8 @@ struct LastFailure<'a> {
 
 impl Compaction<'_> {
     pub fn of(stats: &CompactionStats) -> Compaction<'_> {
-        let one = |at: &AtWork| OneAtWork { work: at.work, layer: layer(at), held: at.held };
+        let one =
+            |at: &AtWork| OneAtWork { work: at.work, layer: at.layer.dir_name(), held: at.held };
         Compaction {
             paused: stats.paused,
             finalized_layers: stats.finalized_layers,
@@ -60,10 +61,6 @@ impl Compaction<'_> {
             }),
         }
     }
-}
-
-fn layer(at: &AtWork) -> String {
-    format!("{:012x}", at.layer.0)
 }
 
 /// The lines of `cowfs status BRANCH`; the first says how it stands.
@@ -112,7 +109,7 @@ fn words(at: &AtWork) -> String {
         Work::Checksums => "makes checksums of layer",
     };
     let held = if at.held { " (held)" } else { "" };
-    format!("{what} {}{held}", layer(at))
+    format!("{what} {}{held}", at.layer.dir_name())
 }
 
 #[cfg(test)]
