@@ -417,6 +417,8 @@ def seeded(seed):
     """A random generator and its seed, which is printed so that a run can be repeated. Without a seed that of COWFS_SEED
     is taken, or any."""
     if seed is None:
-        seed = int(os.environ.get("COWFS_SEED") or random.SystemRandom().randrange(2**32))
+        given = os.environ.get("COWFS_SEED")
+        check(not given or given.isdigit(), f"COWFS_SEED={given}: a number from 0 on is wanted")
+        seed = int(given) if given else random.SystemRandom().randrange(2**32)
     say(f"seed {seed}")
     return random.Random(seed), seed

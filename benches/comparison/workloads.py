@@ -70,7 +70,8 @@ class Workloads:
     # Each of the following is a workload.
 
     def cold(self, side: Side, measure) -> dict:
-        """Runs `measure` twice from nothing in memory, as after a reboot, and takes the second.
+        """Runs `measure` twice from nothing in memory, as after a reboot, and takes the second. (What serves a peer in
+        user space keeps running.)
 
         On a virtual machine whoever comes after somebody else is slower, by a factor of two: the memory that was given
         back has to be had from the hypervisor again, and the disk is a file in the cache of another machine."""
@@ -102,6 +103,7 @@ class Workloads:
     def select_warm(self, side: Side) -> dict:
         self.warm(side)
         side.cluster.pgbench("-n", "-S", "-c", CLIENTS, "-j", 2, "-T", 2)
+        self.begun()
         return self.select(side)
 
     def connections(self, side: Side) -> dict:
@@ -116,6 +118,7 @@ class Workloads:
     def committed(self, side: Side, method: str) -> dict:
         side.cluster.sql(f"ALTER SYSTEM SET wal_sync_method = {method}; SELECT pg_reload_conf(); CHECKPOINT")
         self.tpcb(side.cluster, "off", 100)
+        self.begun()
         figures = {"tps": self.tps(self.tpcb(side.cluster, "on", self.transactions["on"]))}
         side.cluster.sql("ALTER SYSTEM RESET wal_sync_method; SELECT pg_reload_conf(); CHECKPOINT")
         return figures
@@ -184,7 +187,7 @@ class Workloads:
 
 
 #: Key, title, method of Workloads, and what has to happen once before its rounds.
-ORDER = (("W5", "cold sequential scan", "scan_cold", None), ("W4", "select-only, cold", "select_cold", None),
+ORDER = (("W5", "cold sequential scan, the second of two", "scan_cold", None), ("W4", "select-only, cold, the second of two", "select_cold", None),
          ("W3", "select-only, warm", "select_warm", None), ("W10", "a connection per transaction", "connections", None),
          ("W1", "TPC-B, synchronous_commit=on", "commit", None),
          ("W1o", "the same, wal_sync_method=open_datasync", "commit_open", None),

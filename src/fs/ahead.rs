@@ -38,20 +38,15 @@ impl Commits {
 
 impl Fs {
     pub(super) fn note_commit_write(&self, node: &Node) {
-        if node.wal.load(Ordering::Relaxed) {
+        if node.is_wal() {
             node.commits.wrote();
         }
-    }
-
-    /// Whether it is a file of WAL that is in use.
-    pub(super) fn is_wal(&self, ino: Ino) -> bool {
-        self.node(ino).is_ok_and(|node| node.wal.load(Ordering::Relaxed))
     }
 
     /// Tells that somebody asked for a sync of the file.
     pub(super) fn note_commit_sync(&self, ino: Ino) {
         if let Ok(node) = self.node(ino)
-            && node.wal.load(Ordering::Relaxed)
+            && node.is_wal()
         {
             node.commits.synced();
         }
@@ -59,8 +54,7 @@ impl Fs {
 
     /// Whether a write that was just answered is probably half of a commit.
     pub fn sync_follows(&self, ino: Ino) -> bool {
-        self.node(ino)
-            .is_ok_and(|node| node.wal.load(Ordering::Relaxed) && node.commits.sync_follows())
+        self.node(ino).is_ok_and(|node| node.is_wal() && node.commits.sync_follows())
     }
 
     /// Begins the sync that will be asked for. A failure is that of the file: it latches, and the

@@ -68,6 +68,11 @@ impl Node {
         }
     }
 
+    /// Whether it lies in pg_wal.
+    pub fn is_wal(&self) -> bool {
+        self.wal.load(Ordering::Relaxed)
+    }
+
     /// The open layer's part of the file, if there is one.
     pub fn own(&self, view: &View) -> Option<Arc<OpenFile>> {
         view.open.file(self.ino)

@@ -3,8 +3,6 @@
 //! Whole granules that a finalized layer holds are shared: the target borrows them, see
 //! [`crate::layer::borrowed`]. All else is copied.
 
-use std::sync::atomic::Ordering;
-
 use super::{Fs, FsError};
 use crate::format::id::FILE_BYTES_MAX;
 use crate::format::{FileKind, GRANULE_BYTES, Granule, Ino, OwnedRun};
@@ -98,7 +96,7 @@ impl Fs {
         let node = self.node(to)?;
         let end = u64::from(run.start + run.len) * GRANULE_BYTES;
         // WAL is to be one host file, whose sync is all that a commit waits for.
-        let wal = node.wal.load(Ordering::Relaxed);
+        let wal = node.is_wal();
         if node.kind != FileKind::Regular || end > FILE_BYTES_MAX || wal {
             return Ok(false);
         }

@@ -46,6 +46,9 @@ impl Fs {
         self.change_contents(&gate, &node, false, |target| {
             target.write(offset, data)?;
             write_out = target.file.due_write_out();
+            if target.file.is_to_be_listed() && self.is_to_be_kept(&node) && !node.is_wal() {
+                target.layer.waiting.add(target.file);
+            }
             Ok(())
         })?;
         self.note_write(&node, end);
@@ -116,7 +119,7 @@ impl Fs {
         let size = node.state.lock().record.size;
         let file = view.open.file_for_write(node.ino, size)?;
         let target = Target { layer: &view.open, file: &file, lower: &lower };
-        let wal = node.wal.load(Ordering::Relaxed) && size <= TAKE_OVER_BYTES_MAX;
+        let wal = node.is_wal() && size <= TAKE_OVER_BYTES_MAX;
         if !emptied && (wal || lower.is_empty()) {
             target.take_over()?;
         }
@@ -124,7 +127,7 @@ impl Fs {
     }
 
     /// Whether a file is more than scratch paper, which mostly is gone before it gets to the disk.
-    pub(super) fn is_to_be_kept(&self, node: &Node) -> bool {
+    fn is_to_be_kept(&self, node: &Node) -> bool {
         !node.temporary.load(Ordering::Relaxed) && node.state.lock().record.nlink > 0
     }
 

@@ -24,6 +24,8 @@ pub enum Call {
     SetLen,
     /// fdatasync of a file.
     SyncData,
+    /// `sync_file_range`.
+    WriteOut,
     /// fsync of a directory.
     SyncDir,
     /// fallocate.
@@ -192,9 +194,10 @@ impl HostFile for FaultFile {
         self.inner.copy_from(source, from, to, len)
     }
 
-    fn start_write_out(&self, offset: u64, len: u64) {
+    fn start_write_out(&self, offset: u64, len: u64) -> io::Result<()> {
         self.plan.write_outs.lock().extend(self.inner.metadata().map(|meta| meta.ino));
-        self.inner.start_write_out(offset, len);
+        self.plan.check(Call::WriteOut)?;
+        self.inner.start_write_out(offset, len)
     }
 
     fn will_need(&self, offset: u64, len: u64) {

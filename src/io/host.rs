@@ -157,8 +157,8 @@ impl HostFile for RealFile {
         sys::copy_range(source.descriptor(), from, self.file.as_fd(), to, len)
     }
 
-    fn start_write_out(&self, offset: u64, len: u64) {
-        sys::start_write_out(self.file.as_fd(), offset, len);
+    fn start_write_out(&self, offset: u64, len: u64) -> io::Result<()> {
+        sys::start_write_out(self.file.as_fd(), offset, len)
     }
 
     fn will_need(&self, offset: u64, len: u64) {

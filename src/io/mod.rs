@@ -88,8 +88,9 @@ pub trait HostFile: Send + Sync {
     /// Copies a range from `source` (which must come from the same [`Storage`]), sharing blocks
     /// where the host can. Returns the bytes copied, 0 at the end of `source`.
     fn copy_from(&self, source: &dyn HostFile, from: u64, to: u64, len: u64) -> io::Result<u64>;
-    /// Starts write-out of dirty pages without waiting for it. A hint: errors are not reported.
-    fn start_write_out(&self, offset: u64, len: u64);
+    /// Starts write-out of dirty pages without waiting for it; that nothing was started is no error.
+    /// After one, what was to be written may be lost.
+    fn start_write_out(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Asks the host to read a range ahead. A hint.
     fn will_need(&self, offset: u64, len: u64);
     /// Has the host forget what it holds of the file in memory and has not to write any more. A hint.

@@ -52,7 +52,8 @@ pub struct OpenLayer {
     inodes: RwLock<HashMap<Ino, ChangedInode>>,
     files: RwLock<HashMap<Ino, Arc<OpenFile>>>,
     doomed: Mutex<Vec<Doomed>>,
-    /// Files with something to be written out.
+    /// Files with something to be written out, but for those that are written out with their commits (WAL)
+    /// or, one hopes, never (what queries spill).
     pub waiting: Waiting,
     ino_last: AtomicU64,
     /// How the layer was left, if it was left in order; see [`super::leave`].
@@ -145,6 +146,13 @@ impl OpenLayer {
     /// The file, if this layer owns any of it.
     pub fn file(&self, ino: Ino) -> Option<Arc<OpenFile>> {
         self.files.read().get(&ino).cloned()
+    }
+
+    /// Starts to write out `bytes` of what waits, at most, but for files without a name.
+    pub fn write_out_waiting(&self, bytes: u64) {
+        let nameless = |changed: &ChangedInode| changed.record.nlink == 0;
+        let gone = |ino| self.inodes.read().get(&ino).is_some_and(nameless);
+        self.waiting.start(bytes, |file| !gone(file.ino));
     }
 
     /// Every file that this layer owns any of.

@@ -61,6 +61,8 @@ pub struct OpenFile {
     pub dirty: AtomicBool,
     /// What was written and not handed to the disk.
     pub(super) write_out: WriteOut,
+    /// Held shared by whoever hands something to the disk: a sync must not overlook that it failed.
+    writing_out: RwLock<()>,
     /// Granules that are not owned may hold bytes in the data file all the same: of a write that
     /// failed half-way, or that a crash took back.
     pub strays: AtomicBool,
@@ -114,6 +116,7 @@ impl OpenFile {
             failed: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
             write_out: WriteOut::default(),
+            writing_out: RwLock::new(()),
             strays: AtomicBool::new(false),
             entry_durable: AtomicBool::new(false),
             layout_ticket: AtomicU64::new(0),
@@ -126,10 +129,9 @@ impl OpenFile {
 
     /// Whether a sync would have anything to do.
     pub fn needs_sync(&self) -> bool {
-        self.dirty.load(Ordering::Acquire)
+        self.has_unsynced()
             || self.failed.load(Ordering::Acquire)
             || self.layout_ticket.load(Ordering::Acquire) > 0
-            || self.pending.lock().changed
     }
 
     /// Size in bytes.
@@ -198,19 +200,51 @@ impl OpenFile {
     }
 
     /// What is to be written out now. To be started without a lock: the disk's queue may be full.
-    pub fn due_write_out(&self) -> Option<impl FnOnce() + use<>> {
-        self.start_of(self.write_out.take_due()?)
+    pub fn due_write_out(self: &Arc<Self>) -> Option<impl FnOnce() + use<>> {
+        let span = self.write_out.take_due()?;
+        let file = self.clone();
+        Some(move || file.start_write_out(span))
     }
 
-    /// Like [`OpenFile::due_write_out`], of however little waits, for a file that was taken out of
-    /// [`super::write_out::Waiting`].
-    pub fn waiting_write_out(&self) -> Option<impl FnOnce() + use<>> {
-        self.start_of(self.write_out.take_waiting()?)
+    /// Whether it is to be put into [`super::write_out::Waiting`] now.
+    pub fn is_to_be_listed(&self) -> bool {
+        self.write_out.is_to_be_listed()
     }
 
-    fn start_of(&self, span: Range<u64>) -> Option<impl FnOnce() + use<>> {
-        let host = self.pinned.lock().clone()?;
-        Some(move || host.start_write_out(span.start, span.end - span.start))
+    /// Starts to write out however little waits; gives how many bytes were written of it. For a file that
+    /// was taken out of [`super::write_out::Waiting`].
+    pub(super) fn start_waiting(&self) -> u64 {
+        let Some((span, bytes)) = self.write_out.take_waiting() else { return 0 };
+        self.start_write_out(span);
+        bytes
+    }
+
+    fn start_write_out(&self, span: Range<u64>) {
+        let _busy = self.writing_out.read();
+        let Some(host) = self.pinned.lock().clone() else { return };
+        if let Err(error) = host.start_write_out(span.start, span.end - span.start) {
+            // The pages may be gone, and the fsync would find nothing to write.
+            self.latch(&*host, "starting to write a data file out", &error);
+        }
+    }
+
+    /// Waits until what was begun to be written out has begun, or failed.
+    pub(super) fn wait_for_write_outs(&self) {
+        drop(self.writing_out.write());
+    }
+
+    /// Something written may be lost: no fsync of the file succeeds until the branch is mounted anew and
+    /// the disk tells what there is.
+    fn latch(&self, host: &dyn HostFilePin, what: &str, error: &io::Error) {
+        self.failed.store(true, Ordering::Release);
+        host.forget_clean_pages();
+        let layer = self.layer.dir_name();
+        tracing::error!(%layer, ino = %self.ino, %error, "{what} failed: file latched");
+    }
+
+    /// Whether something was written, or came to be owned, since the last sync began.
+    pub fn has_unsynced(&self) -> bool {
+        self.dirty.load(Ordering::Acquire) || self.pending.lock().changed
     }
 
     /// Lets the descriptor go back to the pool's care once everything is synced.

@@ -1,5 +1,6 @@
 //! fsync: data first, then the journal, then a receipt.
 
+use std::io;
 use std::sync::atomic::Ordering;
 
 use super::LayerError;
@@ -41,6 +42,7 @@ impl OpenLayer {
 
     /// Makes everything durable that this layer holds.
     pub fn sync_all(&self) -> Result<Durable, LayerError> {
+        self.write_out_waiting(u64::MAX);
         for file in self.all_files() {
             self.sync_data(&file)?;
         }
@@ -83,7 +85,7 @@ impl OpenLayer {
         Ok(ticket.max(file.layout_ticket.load(Ordering::Acquire)))
     }
 
-    fn sync_host(&self, file: &OpenFile) -> std::io::Result<()> {
+    fn sync_host(&self, file: &OpenFile) -> io::Result<()> {
         file.write_out.synced();
         let Some(host) = file.existing_host(&self.data)? else { return Ok(()) };
         host.sync_data().inspect_err(|_| {
@@ -91,6 +93,10 @@ impl OpenLayer {
             // error: only the disk may tell what there is.
             host.forget_clean_pages();
         })?;
+        file.wait_for_write_outs();
+        if file.is_latched() {
+            return Err(io::Error::other("some of it could not be written out before"));
+        }
         crash_point(Point::SyncedData);
         if !file.entry_durable.swap(true, Ordering::AcqRel) {
             self.data.sync_entry(self.id, file.ino)?;

@@ -159,9 +159,7 @@ impl Target<'_> {
         let outcome = write_all_at(&**host, data, offset);
         // After the write: a sync that came in between must find the file dirty again.
         self.file.mark_dirty(host);
-        if self.file.write_out.wrote(offset, data.len() as u64) {
-            self.layer.waiting.add(self.file);
-        }
+        self.file.write_out.wrote(offset, data.len() as u64);
         outcome.map_err(|source| {
             // Some of it may be there: not visible, and not to become visible by a later write.
             self.file.strays.store(true, Ordering::Release);

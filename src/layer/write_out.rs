@@ -6,7 +6,7 @@
 //! the fsync find everything still to do.
 //!
 //! What is too little for a batch is known as well ([`Waiting`]): where many files are synced one after
-//! the other, all of them can go on their way with the first.
+//! the other, all of them can go on their way before the second (`fs/series`).
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -34,8 +34,8 @@ struct Batch {
 }
 
 impl WriteOut {
-    /// Notes a write of `len` bytes at `offset`. Whether the file is to be listed as waiting now.
-    pub fn wrote(&self, offset: u64, len: u64) -> bool {
+    /// Notes a write of `len` bytes at `offset`.
+    pub fn wrote(&self, offset: u64, len: u64) {
         let mut batch = self.0.lock();
         let written = offset..offset + len;
         batch.span = match batch.bytes {
@@ -44,7 +44,12 @@ impl WriteOut {
         };
         batch.bytes += len;
         batch.unsynced += len;
-        !std::mem::replace(&mut batch.listed, true)
+    }
+
+    /// Whether something waits and the file is in no list. It is taken to be in one then.
+    pub fn is_to_be_listed(&self) -> bool {
+        let mut batch = self.0.lock();
+        batch.bytes > 0 && !std::mem::replace(&mut batch.listed, true)
     }
 
     /// Bytes written since the last sync.
@@ -58,11 +63,13 @@ impl WriteOut {
         (batch.bytes >= BATCH_BYTES).then(|| batch.take())
     }
 
-    /// The stretch of the file that waits, if there is one, of a file that is not listed any more.
-    pub fn take_waiting(&self) -> Option<Range<u64>> {
+    /// The stretch of the file that waits, and how many bytes of it were written, of a file that is not
+    /// listed any more.
+    pub fn take_waiting(&self) -> Option<(Range<u64>, u64)> {
         let mut batch = self.0.lock();
         batch.listed = false;
-        (batch.bytes > 0).then(|| batch.take())
+        let bytes = batch.bytes;
+        (bytes > 0).then(|| (batch.take(), bytes))
     }
 
     /// Notes that a sync has begun, which takes everything.
@@ -83,7 +90,7 @@ impl Batch {
 const PRUNED_FROM: usize = 1024;
 
 /// The files of a layer of which something waits to be written out, each once. Some may have been synced
-/// since they were listed.
+/// since they were listed, and some may be gone: they are not kept for this.
 #[derive(Default)]
 pub struct Waiting(Mutex<List>);
 
@@ -95,20 +102,34 @@ struct List {
 }
 
 impl Waiting {
-    /// Lists a file, as [`WriteOut::wrote`] says.
+    /// Lists a file that [`OpenFile::is_to_be_listed`].
     pub fn add(&self, file: &Arc<OpenFile>) {
+        self.list(std::iter::once(Arc::downgrade(file)));
+    }
+
+    fn list(&self, files: impl Iterator<Item = Weak<OpenFile>>) {
         let mut list = self.0.lock();
-        list.files.push(Arc::downgrade(file));
+        list.files.extend(files);
         if list.files.len() >= list.prune_at.max(PRUNED_FROM) {
             list.files.retain(|file| file.strong_count() > 0);
             list.prune_at = list.files.len() * 2;
         }
     }
 
-    /// Takes all out. Of each, [`OpenFile::waiting_write_out`] is to be asked for.
-    pub fn take(&self) -> Vec<Arc<OpenFile>> {
-        let list = std::mem::take(&mut *self.0.lock());
-        list.files.iter().filter_map(Weak::upgrade).collect()
+    /// Starts to write out what waits of the files that are `wanted`, until `bytes` of it were handed
+    /// over; the rest stays listed.
+    pub(super) fn start(&self, mut bytes: u64, wanted: impl Fn(&OpenFile) -> bool) {
+        let mut files = std::mem::take(&mut *self.0.lock()).files.into_iter();
+        while bytes > 0
+            && let Some(file) = files.next()
+        {
+            // One at a time: a file that is removed meanwhile is not held up.
+            let Some(file) = file.upgrade() else { continue };
+            if wanted(&file) {
+                bytes = bytes.saturating_sub(file.start_waiting());
+            }
+        }
+        self.list(files);
     }
 }
 
@@ -143,15 +164,21 @@ mod tests {
     #[test]
     fn a_file_is_listed_once_until_it_is_taken() {
         let out = WriteOut::default();
-        assert!(out.wrote(0, 10));
-        assert!(!out.wrote(8192, 10));
+        assert!(!out.is_to_be_listed());
+        out.wrote(0, 10);
+        assert!(out.is_to_be_listed() && !out.is_to_be_listed());
         out.synced();
-        assert!(!out.wrote(4096, 10), "it is in the list");
-        assert_eq!(out.take_waiting(), Some(4096..4106));
-        assert!(out.wrote(0, 10));
+        out.wrote(4096, 10);
+        assert!(!out.is_to_be_listed(), "it is in the list");
+        assert_eq!(out.take_waiting(), Some((4096..4106, 10)));
+        out.wrote(0, 10);
+        assert!(out.is_to_be_listed());
         out.synced();
         assert_eq!(out.take_waiting(), None, "a sync has taken it");
-        assert!(out.wrote(0, 10));
+    }
+
+    fn listed(waiting: &Waiting) -> usize {
+        waiting.0.lock().files.len()
     }
 
     #[test]
@@ -162,11 +189,29 @@ mod tests {
         waiting.add(&kept);
         for ino in 2..3 * PRUNED_FROM as u64 {
             waiting.add(&file(ino));
-            assert!(waiting.0.lock().files.len() < 2 * PRUNED_FROM);
+            assert!(listed(&waiting) < 2 * PRUNED_FROM);
         }
-        let found: Vec<Ino> = waiting.take().iter().map(|file| file.ino).collect();
-        assert_eq!(found, [Ino(1)]);
-        assert!(waiting.take().is_empty());
+        waiting.start(1, |_| true);
+        assert_eq!(listed(&waiting), 0, "nothing waited, so all were looked at");
+    }
+
+    #[test]
+    fn what_is_too_much_stays_listed() {
+        let waiting = Waiting::default();
+        let files: Vec<_> = (1..9)
+            .map(|ino| {
+                let file = Arc::new(OpenFile::new(LayerId(1), Ino(ino), true, 0));
+                file.write_out.wrote(0, 1000);
+                assert!(file.is_to_be_listed());
+                waiting.add(&file);
+                file
+            })
+            .collect();
+        waiting.start(2500, |_| true);
+        assert_eq!(listed(&waiting), 5);
+        assert!(!files[7].is_to_be_listed(), "it still is");
+        waiting.start(u64::MAX, |_| true);
+        assert_eq!(listed(&waiting), 0);
     }
 
     #[test]
