@@ -192,5 +192,5 @@ ORDER = (("W5", "cold sequential scan, the second of two", "scan_cold", None), (
          ("W1", "TPC-B, synchronous_commit=on", "commit", None),
          ("W1o", "the same, wal_sync_method=open_datasync", "commit_open", None),
          ("W2", "TPC-B, synchronous_commit=off; W7 its checkpoint", "commit_async", None),
-         ("W5f", "cold sequential scan, every tenth page rewritten", "scan_cold", "rewrite_once"),
+         ("W5f", "cold sequential scan, the second of two, every tenth page rewritten", "scan_cold", "rewrite_once"),
          ("W6", "bulk load", "load", None), ("W9", "initdb, start, stop", "initdb", None), ("W8", "fio", "fio", None))

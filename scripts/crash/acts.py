@@ -118,8 +118,8 @@ def unmentioned(stage: Stage) -> None:
 
 
 def torn(stage: Stage) -> None:
-    """The volatile log ends with half a frame."""
-    die_at(stage, "volatile.torn:25", lambda: write_on(stage))
+    """The volatile log ends with half a frame. How many frames a write of 60 operations logs depends on what they are."""
+    die_at(stage, "volatile.torn:25", lambda: write(stage, 8))
 
 
 def frozen(stage: Stage) -> None:
@@ -171,16 +171,9 @@ def long_log(stage: Stage) -> None:
 # ---- acts
 
 
-def write(stage: Stage) -> None:
+def write(stage: Stage, times: int = 1) -> None:
     stage.mount("main")
-    stage.work("main", 60)
-    stage.unmount("main")
-
-
-def write_on(stage: Stage) -> None:
-    """Writes for longer than an act: how many frames a write of 60 operations logs depends on what they are."""
-    stage.mount("main")
-    for _ in range(8):
+    for _ in range(times):
         stage.work("main", 60)
     stage.unmount("main")
 

@@ -43,13 +43,13 @@ impl Fs {
         }
     }
 
-    /// Tells that somebody asked for a sync of the file.
-    pub(super) fn note_commit_sync(&self, ino: Ino) {
-        if let Ok(node) = self.node(ino)
-            && node.is_wal()
-        {
+    /// Tells that somebody asked for a sync of the file. Whether that is a commit: the file is WAL.
+    pub(super) fn note_commit_sync(&self, ino: Ino) -> bool {
+        let wal = self.node(ino).ok().filter(|node| node.is_wal());
+        if let Some(node) = &wal {
             node.commits.synced();
         }
+        wal.is_some()
     }
 
     /// Whether a write that was just answered is probably half of a commit.

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::Fs;
-use crate::branch::View;
 use crate::format::Ino;
 
 /// Syncs of a series follow each other within this.
@@ -60,10 +59,10 @@ impl Series {
 
 impl Fs {
     /// Runs `sync` of `ino`. If that continues a series, what waits in the open layer is started before.
-    pub(super) fn in_series<T>(&self, view: &View, ino: Ino, sync: impl FnOnce() -> T) -> T {
-        let wal = self.node(ino).is_ok_and(|node| node.is_wal());
-        // A commit tells nothing, nor does a sync that has nothing to do.
-        if wal || !view.open.file(ino).is_some_and(|file| file.has_unsynced()) {
+    pub(super) fn in_series<T>(&self, ino: Ino, sync: impl FnOnce() -> T) -> T {
+        let view = self.branch.view();
+        // A sync that has nothing to do says nothing.
+        if !view.open.file(ino).is_some_and(|file| file.has_unsynced()) {
             return sync();
         }
         if self.series.begins(ino, Instant::now()) {

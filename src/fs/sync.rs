@@ -13,8 +13,9 @@ impl Fs {
         if self.writable().is_err() {
             return Ok(Durable::sealed());
         }
-        self.note_commit_sync(ino);
-        let durable = self.in_series(&self.branch.view(), ino, || self.branch.sync_file(ino))?;
+        let sync = || self.branch.sync_file(ino);
+        // A commit tells nothing of other files.
+        let durable = if self.note_commit_sync(ino) { sync() } else { self.in_series(ino, sync) }?;
         self.lost.check(ino, None)?;
         Ok(durable)
     }

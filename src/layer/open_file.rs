@@ -224,7 +224,8 @@ impl OpenFile {
         let Some(host) = self.pinned.lock().clone() else { return };
         if let Err(error) = host.start_write_out(span.start, span.end - span.start) {
             // The pages may be gone, and the fsync would find nothing to write.
-            self.latch(&*host, "starting to write a data file out", &error);
+            host.forget_clean_pages();
+            self.latch("starting to write a data file out", &error);
         }
     }
 
@@ -235,9 +236,8 @@ impl OpenFile {
 
     /// Something written may be lost: no fsync of the file succeeds until the branch is mounted anew and
     /// the disk tells what there is.
-    fn latch(&self, host: &dyn HostFilePin, what: &str, error: &io::Error) {
+    pub(super) fn latch(&self, what: &str, error: &io::Error) {
         self.failed.store(true, Ordering::Release);
-        host.forget_clean_pages();
         let layer = self.layer.dir_name();
         tracing::error!(%layer, ino = %self.ino, %error, "{what} failed: file latched");
     }

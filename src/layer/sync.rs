@@ -68,12 +68,20 @@ impl OpenLayer {
         }
         // Ownership noted before this point has its data written: writers note it afterwards.
         let pending = file.take_pending();
-        if file.dirty.swap(false, Ordering::AcqRel)
-            && let Err(source) = self.sync_host(file)
-        {
-            file.failed.store(true, Ordering::Release);
-            tracing::error!(layer = %self.id.dir_name(), ino = %file.ino, error = %source, "fdatasync failed: file latched");
-            return Err(LayerError::Host { layer: self.id, what: "syncing a data file", source });
+        if file.dirty.swap(false, Ordering::AcqRel) {
+            if let Err(source) = self.sync_host(file) {
+                file.latch("fdatasync", &source);
+                return Err(LayerError::Host {
+                    layer: self.id,
+                    what: "syncing a data file",
+                    source,
+                });
+            }
+            // Of what a write-out that failed has dropped, the sync has found nothing.
+            file.wait_for_write_outs();
+            if file.is_latched() {
+                return Err(latched());
+            }
         }
         file.unpin_if_clean();
         let mut ticket = 0;
@@ -93,10 +101,6 @@ impl OpenLayer {
             // error: only the disk may tell what there is.
             host.forget_clean_pages();
         })?;
-        file.wait_for_write_outs();
-        if file.is_latched() {
-            return Err(io::Error::other("some of it could not be written out before"));
-        }
         crash_point(Point::SyncedData);
         if !file.entry_durable.swap(true, Ordering::AcqRel) {
             self.data.sync_entry(self.id, file.ino)?;
