@@ -135,7 +135,7 @@ fn what_is_too_much_for_one_sync_goes_with_the_next() {
 fn a_file_of_the_parent_is_written_out_with_a_series_as_any() {
     quickly(|| {
         let place = Place::new();
-        let files: Vec<Ino> = (0..3).map(|n| place.written(Ino::ROOT, &format!("f{n}"))).collect();
+        let files: Vec<Ino> = (0..8).map(|n| place.written(Ino::ROOT, &format!("f{n}"))).collect();
         let by = Requester { uid: 0, command: "test".to_owned() };
         place.fs.branch.fork("child".parse().unwrap(), &by).unwrap();
         for ino in &files {
@@ -145,8 +145,11 @@ fn a_file_of_the_parent_is_written_out_with_a_series_as_any() {
         place.sync(files[0]);
         place.sync(files[1]);
         assert_eq!(place.written_out(), place.host(&files[1..]));
-        // They own something here now, and are clean.
-        place.fs.write(files[2], 8192, &[3; 100]).unwrap();
+        for ino in &files[2..] {
+            place.sync(*ino);
+        }
+        // They own something here now, and are clean; so many were synced since that they are not in turns.
+        place.fs.write(files[7], 8192, &[3; 100]).unwrap();
         place.sync(files[0]);
         place.sync(files[1]);
         assert_eq!(place.written_out(), NONE, "a sync of what is clean says nothing");
